@@ -1,0 +1,169 @@
+"""Chapter 4. The variational bound, term by term in nats, and the simple loss that reweights it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddpm_nb.denoiser import EPS, Denoiser, Parameterization
+from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.gaussian import Gaussian
+from ddpm_nb.schedule import NoiseSchedule, Time
+
+__all__ = [
+    "BoundTerms",
+    "bits_per_dim",
+    "bound_terms",
+    "density_decoder",
+    "discretized_decoder",
+    "eps_weight",
+    "prior_term",
+    "reconstruction_term",
+    "simple_loss",
+    "step_term",
+    "x_0_weight",
+]
+
+Decoder = Callable[[Tensor, Gaussian], Tensor]  # (x_0, p(x_0 | x_1)) -> log probability in nats, (batch,)
+Variance = Callable[[NoiseSchedule, Time, Time], Tensor]  # (schedule, s, t) -> σ², the reverse step's variance
+
+
+def simple_loss(
+    q: GaussianDiffusion,
+    network: Callable[[Tensor, Tensor], Tensor],
+    x_0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    parameterization: Parameterization = EPS,
+) -> Tensor:
+    """‖y − network(x_t, t)‖² at x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε, summed over the event: ``(batch,)``.
+
+    Source: Roysdon (13), Ho et al. (14), for y = ε. Book: [the simple loss](#eq-simple-loss).
+    """
+    error = network(q.diffuse(x_0, eps, t), t) - parameterization.target(q, x_0, eps, t)
+    return error.square().flatten(1).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundTerms:
+    """The negative bound on log p(x_0) in nats, sample by sample. Book: [the bound in three parts](#eq-bound-terms).
+
+    Parameters
+    ----------
+    prior : L_T, ``(batch,)``
+    steps : L_{t−1} for t = 2..T, ``(T − 1, batch)``, t = 2 first
+    reconstruction : L_0, ``(batch,)``
+    """
+
+    prior: Tensor
+    steps: Tensor
+    reconstruction: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """L = L_T + Σ L_{t−1} + L_0 ≥ −log p(x_0), ``(batch,)``."""
+        return self.prior + self.steps.sum(0) + self.reconstruction
+
+
+def prior_term(q: GaussianDiffusion, x_0: Tensor) -> Tensor:
+    """L_T = KL(q(x_T | x_0) ‖ N(0, I)), ``(batch,)``: no parameter in it. Book: [](#eq-prior-term)."""
+    return q.marginal(x_0, q.schedule.T).kl(Gaussian(torch.zeros_like(x_0), torch.ones(())))
+
+
+def step_term(
+    q: GaussianDiffusion,
+    denoise: Denoiser,
+    x_0: Tensor,
+    x_t: Tensor,
+    t: int,
+    variance: Variance = NoiseSchedule.posterior_var,
+) -> Tensor:
+    """L_{t−1} = KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)), ``(batch,)``, for t ≥ 2. Book: [](#eq-step-term)."""
+    mean = q.posterior(denoise(x_t, t), x_t, t - 1, t).mean
+    return q.posterior(x_0, x_t, t - 1, t).kl(Gaussian(mean, variance(q.schedule, t - 1, t)))
+
+
+def reconstruction_term(q: GaussianDiffusion, denoise: Denoiser, x_0: Tensor, x_1: Tensor, decoder: Decoder) -> Tensor:
+    """L_0 = −log p(x_0 | x_1), ``(batch,)``, with p's mean x̂_0 and variance β_1 handed to ``decoder``."""
+    return -decoder(x_0, Gaussian(denoise(x_1, 1), q.schedule.beta(1)))
+
+
+def bound_terms(
+    q: GaussianDiffusion,
+    denoise: Denoiser,
+    x_0: Tensor,
+    generator: torch.Generator | None = None,
+    decoder: Decoder | None = None,
+    variance: Variance = NoiseSchedule.posterior_var,
+) -> BoundTerms:
+    """L_T, every L_{t−1}, and L_0 for each sample, with one draw of x_t ~ q(x_t | x_0) for every t.
+
+    T calls of the denoiser. Source: Roysdon (9), Vilhes (3). Book: [the bound](#eq-bound-terms).
+
+    Parameters
+    ----------
+    decoder : ``(x_0, Gaussian) -> log p(x_0 | x_1)``; the default is the density, :func:`density_decoder`
+    variance : σ_t² of the reverse step, ``NoiseSchedule.posterior_var`` (β̃) or ``NoiseSchedule.beta_between`` (β)
+    """
+    decoder = density_decoder if decoder is None else decoder
+    steps = [x_0.new_zeros(0, x_0.shape[0])]
+    with torch.no_grad():
+        for t in range(2, q.schedule.T + 1):
+            x_t = q.marginal(x_0, t).sample(generator)
+            steps.append(step_term(q, denoise, x_0, x_t, t, variance)[None])
+        x_1 = q.marginal(x_0, 1).sample(generator)
+        return BoundTerms(prior_term(q, x_0), torch.cat(steps), reconstruction_term(q, denoise, x_0, x_1, decoder))
+
+
+def x_0_weight(schedule: NoiseSchedule, t: Time) -> Tensor:
+    """Factor of ‖x_0 − x̂_0‖² in L_{t−1}: ½ (SNR_{t−1} − SNR_t), for t ≥ 2 and σ² = β̃.
+
+    Source: Vilhes (6). Book: [the weight on x_0](#eq-x0-weight).
+    """
+    return 0.5 * (schedule.snr(t - 1) - schedule.snr(t))
+
+
+def eps_weight(schedule: NoiseSchedule, t: Time, variance: Variance = NoiseSchedule.posterior_var) -> Tensor:
+    """Factor of ‖ε − ε̂‖² in L_{t−1}: β_t² / (2 σ_t² α_t (1 − ᾱ_t)), for t ≥ 2 where σ² = β̃.
+
+    Source: Ho et al. (12), Vilhes (7). Book: [the weight on the noise](#eq-eps-weight).
+    """
+    spread = 2 * variance(schedule, t - 1, t) * schedule.alpha(t) * schedule.one_minus_alpha_bar(t)
+    return schedule.beta(t) ** 2 / spread
+
+
+def density_decoder(x_0: Tensor, law: Gaussian) -> Tensor:
+    """Log density of x_0 in nats, ``(batch,)``: for data on a continuum."""
+    return law.log_prob(x_0)
+
+
+def discretized_decoder(levels: int) -> Decoder:
+    """Log probability in nats of data on ``levels`` equally spaced values in [−1, 1] (Ho et al. 3.3).
+
+    A value collects the Gaussian's mass within half a spacing; the outermost ones collect the tails, so that the
+    probabilities of all values sum to 1. Book: [the discretized decoder](#eq-discretized-decoder).
+    """
+    if levels < 2:
+        raise ValueError(f"levels = {levels}: expected at least 2")
+    half = 1.0 / (levels - 1)
+
+    def log_prob(x_0: Tensor, law: Gaussian) -> Tensor:
+        std = law.var.sqrt().to(x_0.device)
+        upper = torch.where(x_0 > 1 - half, math.inf, (x_0 + half - law.mean) / std)
+        lower = torch.where(x_0 < -1 + half, -math.inf, (x_0 - half - law.mean) / std)
+        # Mirror to the lower tail, where differences of the distribution function keep their digits.
+        flip = lower + upper > 0
+        low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+        log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
+        return (log_high + torch.log(-torch.expm1(log_low - log_high))).flatten(1).sum(1)
+
+    return log_prob
+
+
+def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
+    """Nats per sample to bits per dimension: divide by d log 2. Book: [bits per dimension](#eq-bits-per-dim)."""
+    return nats / (dimensions * math.log(2))

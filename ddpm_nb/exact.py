@@ -1,0 +1,133 @@
+"""The exact world: laws of data for which every quantity of the book is known in closed form.
+
+Noise turns a mixture of Gaussians into a mixture of Gaussians. So its marginals, scores and denoisers need no
+network, and whatever the book claims can be asserted on it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddpm_nb.denoiser import Denoiser
+from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.schedule import Time
+
+__all__ = ["GaussianMixture"]
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianMixture:
+    """Σ_k weights[k] N(means[k], variances[k] I). Book: [the mixture](#eq-mixture).
+
+    Data are ``(batch, *event)`` with d numbers in the event. The arithmetic is float64, results have the data's dtype.
+
+    Parameters
+    ----------
+    weights : Tensor ``(k,)``, positive; normalized here
+    means : Tensor ``(k, d)``
+    variances : Tensor ``(k,)`` for isotropic parts, or ``(k, d)`` for independent coordinates; positive
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match or a weight or variance is not positive.
+    """
+
+    weights: Tensor
+    means: Tensor
+    variances: Tensor
+
+    def __post_init__(self) -> None:
+        weights, means, variances = (
+            torch.as_tensor(value).to(torch.float64) for value in (self.weights, self.means, self.variances)
+        )
+        if means.ndim != 2 or weights.shape != means.shape[:1] or variances.shape not in (means.shape[:1], means.shape):
+            raise ValueError(
+                f"weights {tuple(weights.shape)}, means {tuple(means.shape)}, variances {tuple(variances.shape)}: "
+                "expected (k,), (k, d) and (k,) or (k, d)"
+            )
+        for name, value in (("weights", weights), ("variances", variances)):
+            if not bool((value > 0).all()):
+                raise ValueError(f"{name}: expected positive numbers, the smallest is {value.min().item()}")
+        object.__setattr__(self, "weights", weights / weights.sum())
+        object.__setattr__(self, "means", means)
+        object.__setattr__(self, "variances", variances)
+
+    def _variances(self) -> Tensor:
+        """Variances with a last axis that broadcasts over coordinates."""
+        return self.variances if self.variances.ndim == 2 else self.variances[:, None]
+
+    def mean(self) -> Tensor:
+        """E[X], shape ``(d,)``, float64."""
+        return self.weights @ self.means
+
+    def covariance(self) -> Tensor:
+        """Cov[X] = E[Cov within] + Cov of the means, shape ``(d, d)``, float64."""
+        centred = self.means - self.mean()
+        within = (self.weights[:, None] * self._variances().expand_as(self.means)).sum(0)
+        return torch.diag(within) + (self.weights[:, None] * centred).mT @ centred
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``(n, d)`` independent samples, float64."""
+        parts = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
+        return self.means[parts] + self._variances().sqrt()[parts] * noise
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density in nats, shape ``(batch,)``."""
+        one = torch.ones((), dtype=torch.float64, device=x.device)
+        return self._log_joint(x, one, self._on(x)).logsumexp(1).to(x.dtype)
+
+    def diffused(self, q: GaussianDiffusion, t: int) -> GaussianMixture:
+        """Return the law of x_t, a mixture with means √ᾱ m_k and variances ᾱ v_k + 1 − ᾱ.
+
+        Book: [the diffused mixture](#eq-mixture-marginal).
+        """
+        alpha_bar, noise = q.schedule.alpha_bar(t), q.schedule.one_minus_alpha_bar(t)
+        return GaussianMixture(self.weights, alpha_bar.sqrt() * self.means, alpha_bar * self.variances + noise)
+
+    def denoiser(self, q: GaussianDiffusion) -> Denoiser:
+        """Return the best denoiser there is, (x_t, t) ↦ E[x_0 | x_t]. Book: [](#eq-mixture-denoiser)."""
+        return lambda x_t, t: self._posterior_mean(q, x_t, t)
+
+    def score(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
+        """∇ log q(x_t) = (√ᾱ E[x_0 | x_t] − x_t)/(1 − ᾱ), for t ≥ 1. Book: [Tweedie](#eq-tweedie)."""
+        signal, noise = self._levels(q, x_t, t)
+        x = x_t.flatten(1).double()
+        score = (signal * self._posterior_mean(q, x_t.double(), t).flatten(1) - x) / noise
+        return score.reshape(x_t.shape).to(x_t.dtype)
+
+    def _levels(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """√ᾱ_t and 1 − ᾱ_t as 0-d or ``(batch, 1)`` float64 tensors next to ``x_t``."""
+        shape = (-1, 1) if torch.is_tensor(t) and t.ndim == 1 else ()
+        values = q.schedule.alpha_bar(t).sqrt(), q.schedule.one_minus_alpha_bar(t)
+        return values[0].to(x_t.device).reshape(shape), values[1].to(x_t.device).reshape(shape)
+
+    def _on(self, x: Tensor) -> Tensor:
+        return self._variances().to(x.device)
+
+    def _log_joint(self, x: Tensor, signal: Tensor, var: Tensor) -> Tensor:
+        """log (weight_k · N(x; signal · m_k, var_k)) for every part: ``(batch, k)``; var is ``(k, 1|d)`` or batched."""
+        x = x.flatten(1).double()
+        d = self.means.shape[1]
+        if x.shape[1] != d:
+            raise ValueError(f"x of shape {tuple(x.shape)}: expected (batch, {d}) like the mixture's means")
+        means, log_weights = self.means.to(x.device), self.weights.log().to(x.device)
+        shift = x[:, None, :] - signal.reshape(-1, 1, 1) * means
+        var = (var if var.ndim == 3 else var[None]).expand(-1, -1, d)
+        return log_weights - 0.5 * (shift.square() / var + torch.log(2 * math.pi * var)).sum(2)
+
+    def _posterior_mean(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
+        signal, noise = self._levels(q, x_t, t)
+        prior = self._on(x_t)
+        rows = signal.reshape(-1, 1, 1)
+        var = rows**2 * prior + noise.reshape(-1, 1, 1)
+        part = self._log_joint(x_t, signal, var).softmax(1)[:, :, None]  # which part x_t came from
+        means = self.means.to(x_t.device)
+        x = x_t.flatten(1).double()[:, None, :]
+        of_part = means + rows * prior / var * (x - rows * means)  # E[x_0 | x_t, part]
+        return (part * of_part).sum(1).reshape(x_t.shape).to(x_t.dtype)

@@ -1,0 +1,175 @@
+"""Chapter 1. Gaussian laws in closed form: density, sampling, entropy, KL divergence, products, conditioning.
+
+Every step of a diffusion model, forward or reverse, is a Gaussian with independent coordinates, so this is the one
+law the rest of the package is built from. The few facts that need a full covariance matrix are functions below.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Gaussian",
+    "conditional",
+    "convolution",
+    "expected_quadratic_form",
+    "kl_multivariate",
+    "observe",
+    "product",
+]
+
+
+def _sum_event(x: Tensor) -> Tensor:
+    """Sum over all axes but the first, the batch."""
+    return x.flatten(1).sum(1) if x.ndim > 1 else x
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    r"""N(mean, var I), coordinates independent. Book: [the Gaussian density](#eq-gaussian-density).
+
+    Parameters
+    ----------
+    mean : Tensor ``(batch, *event)``, or a single number
+    var : Tensor that broadcasts to ``mean``, or a float; at least 0, where 0 is a point mass at the mean.
+        A variance shared by the whole batch is kept as a 0-d tensor on the host, which mixes with tensors of
+        any device and can be read without waiting for a GPU.
+
+    Raises
+    ------
+    TypeError
+        If ``mean`` is not a floating-point tensor.
+    ValueError
+        If ``var`` does not broadcast to ``mean``, or a variance readable on the host is negative.
+    """
+
+    mean: Tensor
+    var: Tensor
+
+    def __post_init__(self) -> None:
+        mean = self.mean if torch.is_tensor(self.mean) else torch.tensor(self.mean, dtype=torch.float64)
+        if not mean.is_floating_point():
+            raise TypeError(f"mean of dtype {mean.dtype}: expected a floating-point tensor")
+        object.__setattr__(self, "mean", mean)
+        var = torch.as_tensor(self.var, dtype=mean.dtype)
+        if var.ndim > mean.ndim or any(
+            v not in (1, m) for v, m in zip(reversed(var.shape), reversed(mean.shape), strict=False)
+        ):
+            raise ValueError(
+                f"var of shape {tuple(var.shape)}: expected one that broadcasts to mean's {tuple(mean.shape)}"
+            )
+        if var.device.type == "cpu" and not bool((var >= 0).all()):
+            raise ValueError(f"var = {var.min().item()}: expected variances of at least 0 (a standard deviation?)")
+        object.__setattr__(self, "var", var)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw mean + √var z, z ~ N(0, I). Shape of ``mean``. A point mass draws nothing."""
+        if self.var.ndim == 0 and self.var.device.type == "cpu":
+            std = math.sqrt(self.var.item())
+            if std == 0.0:
+                return self.mean
+            return torch.add(self.mean, self._noise(generator), alpha=std)
+        return torch.addcmul(self.mean, self.var.sqrt(), self._noise(generator))
+
+    def _noise(self, generator: torch.Generator | None) -> Tensor:
+        """Draw z ~ N(0, I) on the generator's device: the same numbers wherever the state lives."""
+        device = self.mean.device if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=device)
+        return noise.to(self.mean.device)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density in nats, summed over the event: shape ``(batch,)``. A point mass has none: ``ValueError``."""
+        var = self._positive_var()
+        return _sum_event(-0.5 * ((x - self.mean) ** 2 / var + torch.log(2 * math.pi * var)))
+
+    def entropy(self) -> Tensor:
+        """½ log(2πe var) summed over the event, in nats: shape ``(batch,)``. Book: [entropy](#eq-gaussian-entropy)."""
+        return _sum_event((0.5 * torch.log(2 * math.pi * math.e * self._positive_var())).expand_as(self.mean))
+
+    def kl(self, other: Gaussian) -> Tensor:
+        """KL(self ‖ other) in nats, summed over the event: shape ``(batch,)``.
+
+        Source: Vilhes 8.5 (proof of 5), Li's KL slide. Book: [KL between Gaussians](#eq-kl-gaussians). Infinite if
+        ``self`` is a point mass, undefined (``ValueError``) if ``other`` is one.
+        """
+        other_var = other._positive_var()
+        excess = (self.var - other_var) / other_var  # r - 1 for the ratio r of variances: r - 1 - log r without loss
+        distance = (self.mean - other.mean) ** 2 / other_var
+        return _sum_event(0.5 * (distance + excess - torch.log1p(excess)))
+
+    def _positive_var(self) -> Tensor:
+        var = self.var.to(self.mean.device)
+        if bool((var == 0).any()):
+            raise ValueError("var = 0: a point mass has no density; at s = 0 use the decoder term of the bound instead")
+        return var
+
+
+def convolution(a: Gaussian, b: Gaussian) -> Gaussian:
+    """Return the law of X + Y for independent X ~ a, Y ~ b. Book: [sum of Gaussians](#eq-gaussian-sum)."""
+    return Gaussian(a.mean + b.mean, a.var + b.var)
+
+
+def product(a: Gaussian, b: Gaussian) -> tuple[Gaussian, Tensor]:
+    """Return the law proportional to the product of two densities, and the log of its mass in nats, ``(batch,)``.
+
+    Precisions add and means average with precision weights. Book: [product of densities](#eq-gaussian-product).
+    """
+    total = a.var + b.var
+    law = Gaussian((a.mean * b.var + b.mean * a.var) / total, a.var * b.var / total)
+    return law, Gaussian(a.mean, total).log_prob(b.mean)
+
+
+def observe(prior: Gaussian, factor: float | Tensor, noise_var: float | Tensor, y: Tensor) -> Gaussian:
+    """Return the law of X given factor·X + N(0, noise_var I) = y, for X ~ prior: Bayes' rule in one line.
+
+    Book: [Bayes' rule for Gaussians](#eq-gaussian-bayes). Both variances 0 is contradictory: ``ValueError``.
+    """
+    evidence = factor**2 * prior.var + noise_var
+    if bool((torch.as_tensor(evidence) == 0).any()):
+        raise ValueError("prior.var and noise_var are both 0: an exact prior cannot be updated by an exact observation")
+    gain = factor * prior.var / evidence
+    return Gaussian(prior.mean + gain * (y - factor * prior.mean), prior.var * noise_var / evidence)
+
+
+def _covariance(name: str, cov: Tensor, d: int) -> Tensor:
+    """Return the lower Cholesky factor of ``cov``; the error names the argument that is not a covariance."""
+    if cov.shape != (d, d):
+        raise ValueError(f"{name} of shape {tuple(cov.shape)}: expected ({d}, {d})")
+    factor, info = torch.linalg.cholesky_ex(cov)
+    if info.item() or not torch.allclose(cov, cov.mT):
+        raise ValueError(f"{name}: expected a symmetric positive definite matrix")
+    return factor
+
+
+def kl_multivariate(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> Tensor:
+    """KL(N(mean_1, cov_1) ‖ N(mean_2, cov_2)) in nats, a 0-d tensor. Book: [multivariate KL](#eq-kl-multivariate).
+
+    Means are ``(d,)``, covariances ``(d, d)``; ``ValueError`` for a matrix that is not a covariance.
+    """
+    d = mean_1.shape[0]
+    chol_1, chol_2 = _covariance("cov_1", cov_1, d), _covariance("cov_2", cov_2, d)
+    ratio = torch.linalg.solve_triangular(chol_2, chol_1, upper=False)
+    shift = torch.linalg.solve_triangular(chol_2, (mean_2 - mean_1)[:, None], upper=False)
+    log_det = 2 * (chol_2.diagonal().log().sum() - chol_1.diagonal().log().sum())
+    return 0.5 * (ratio.square().sum() + shift.square().sum() - d + log_det)
+
+
+def conditional(mean: Tensor, cov: Tensor, observed: list[int], value: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the coordinates not in ``observed``, given that those in it equal ``value``.
+
+    μ_a + Σ_ab Σ_bb⁻¹ (b − μ_b) and Σ_aa − Σ_ab Σ_bb⁻¹ Σ_ba (Roysdon 1.5). Book:
+    [conditioning](#eq-gaussian-conditioning). ``mean`` is ``(d,)``, ``cov`` ``(d, d)``, ``value`` ``(len(observed),)``.
+    """
+    b = torch.tensor(observed)
+    a = torch.tensor([i for i in range(mean.shape[0]) if i not in set(observed)])
+    gain = torch.linalg.solve(cov[b][:, b], cov[b][:, a]).mT
+    return mean[a] + gain @ (value - mean[b]), cov[a][:, a] - gain @ cov[b][:, a]
+
+
+def expected_quadratic_form(mean: Tensor, cov: Tensor, u: Tensor, A: Tensor) -> Tensor:
+    """E[(X − u)ᵀ A (X − u)] = (μ − u)ᵀ A (μ − u) + tr(A Σ). Source: Vilhes (9). Book: [](#eq-quadratic-form)."""
+    return (mean - u) @ A @ (mean - u) + torch.trace(A @ cov)

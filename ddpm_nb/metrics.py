@@ -1,0 +1,108 @@
+"""Chapter 7. How good are samples? Distances to real data in the features of a small classifier, and copying.
+
+The Fréchet distance here is between features of a classifier trained on the same small images. It ranks models of one
+data set; its figures are not comparable with an Inception FID.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm_nb.arguments import whole_number
+
+__all__ = ["Classifier", "energy_distance", "frechet_distance", "nearest_neighbours", "train_classifier"]
+
+
+class Classifier(nn.Module):
+    """A small convolutional classifier whose last hidden layer gives the features, ``(batch, features)``."""
+
+    def __init__(self, channels: int = 1, classes: int = 10, width: int = 32, features: int = 64) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1, stride=2),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(8 * width, features),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(features, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the last hidden layer for images ``(batch, channels, h, w)``."""
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``(batch, classes)``."""
+        return self.head(self.body(x))
+
+
+def train_classifier(images: Tensor, labels: Tensor, epochs: int, seed: int, batch_size: int = 64) -> Classifier:
+    """Return a classifier trained with cross-entropy by AdamW under a one-cycle rate, in eval mode."""
+    whole_number("epochs", epochs, least=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Classifier(images.shape[1], int(labels.max()) + 1).to(images.device)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
+    batches = -(-len(images) // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * batches)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images), generator=generator).split(batch_size):
+            loss = F.cross_entropy(model(images[rows]), labels[rows], label_smoothing=0.05)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return model.eval().requires_grad_(False)
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Squared 2-Wasserstein distance between Gaussians fitted to two sets of features, ``(n, f)`` and ``(m, f)``.
+
+    ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½). It falls with the number of samples: compare equal numbers only.
+    Book: [the Fréchet distance](#eq-frechet). Raises ``ValueError`` for fewer than two samples.
+    """
+    for name, x in (("a", a), ("b", b)):
+        if x.ndim != 2 or len(x) < 2:
+            raise ValueError(f"{name} of shape {tuple(x.shape)}: expected (n, features) with at least two samples")
+    a, b = a.double(), b.double()
+    cov_a, cov_b = torch.cov(a.mT), torch.cov(b.mT)
+    # tr((Σ_a Σ_b)^½) is the sum of the roots of the eigenvalues of S Σ_b S, symmetric, with S = Σ_a^½.
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.mT
+    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    return float(shift + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def energy_distance(a: Tensor, b: Tensor) -> float:
+    """2 E‖A − B‖ − E‖A − A'‖ − E‖B − B'‖ ≥ 0 from samples ``(n, d)`` and ``(m, d)``; 0 for equal laws only.
+
+    Unbiased: pairs of a sample with itself are left out. Book: [the energy distance](#eq-energy-distance).
+    """
+    n, m = len(a), len(b)
+    if min(n, m) < 2:
+        raise ValueError(f"{n} and {m} samples: expected at least two of each")
+    between = torch.cdist(a.double(), b.double()).mean()
+    within = [torch.cdist(x.double(), x.double()).sum() / (len(x) * (len(x) - 1)) for x in (a, b)]
+    return float(2 * between - within[0] - within[1])
+
+
+def nearest_neighbours(samples: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each sample the distance ‖sample − image‖ to the nearest of ``data``, and its row. ``(batch,)`` each.
+
+    A copy of a training image shows as a distance near 0.
+    """
+    distances = torch.cdist(samples.flatten(1), data.flatten(1))
+    found = distances.min(dim=1)
+    return found.values, found.indices

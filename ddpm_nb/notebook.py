@@ -1,0 +1,124 @@
+"""What every notebook of the book needs: strict parameters, and source shown beside its derivation."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ddpm_nb.arguments import nearest
+
+__all__ = ["Check", "at_least", "between", "check_parameters", "one_of", "provenance", "show_source"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition on a parameter, and how an error describes it."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def at_least(least: float) -> Check:
+    """Accept numbers of at least ``least``."""
+    return Check(lambda value: value >= least, f"a number of at least {least}")
+
+
+def between(low: float, high: float) -> Check:
+    """Accept numbers from ``low`` to ``high``, both included."""
+    return Check(lambda value: low <= value <= high, f"a number from {low} to {high}")
+
+
+def one_of(*options: str) -> Check:
+    """Accept the given strings."""
+    return Check(lambda value: value in options, f"one of {', '.join(map(repr, options))}")
+
+
+def check_parameters(namespace: Mapping[str, Any], **checks: Check) -> None:
+    """Stop a notebook before any work if one of its parameters is unknown, of a wrong type, or out of range.
+
+    Call it right after the ``parameters`` cell as ``check_parameters(globals(), steps=at_least(1))``. Types are
+    those of that cell's annotations (``steps: int = 300``); an int is taken for a float. papermill itself accepts
+    any name and any value.
+
+    Raises
+    ------
+    ValueError
+        For a name that the notebook does not declare (the nearest one is named), or a value out of range.
+    TypeError
+        For a value of another type than the annotation.
+    """
+    declared: dict[str, Any] = dict(namespace.get("__annotations__", {}))
+    for name in _injected(namespace.get("In", [])):
+        if name not in declared:
+            raise ValueError(f"unknown parameter {name!r}{nearest(name, declared)}; known: {', '.join(declared)}")
+    for name, annotation in declared.items():
+        kind = {"int": int, "float": float, "str": str, "bool": bool}.get(str(annotation), annotation)
+        value = namespace[name]
+        if not _is_a(value, kind):
+            raise TypeError(f"{name} = {value!r}: expected {kind.__name__}, got {type(value).__name__}")
+    for name, check in checks.items():
+        if name not in declared:
+            raise ValueError(f"check of an undeclared parameter {name!r}{nearest(name, declared)}")
+        if not check.holds(namespace[name]):
+            value = namespace[name]
+            options = check.expected.replace("'", "").removeprefix("one of ").split(", ")
+            hint = nearest(value, options) if isinstance(value, str) else ""
+            raise ValueError(f"{name} = {value!r}: expected {check.expected}{hint}")
+
+
+def _injected(cells: list[str]) -> list[str]:
+    """Names assigned in papermill's injected cell, the one it begins with ``# Parameters``."""
+    names: list[str] = []
+    for cell in cells:
+        if cell.startswith("# Parameters"):
+            for node in ast.parse(cell).body:
+                targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+                names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
+
+
+def _is_a(value: object, kind: type) -> bool:
+    if isinstance(value, bool) and kind is not bool:
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def show_source(*objects: Callable[..., Any] | type) -> None:
+    """Display the source of functions or classes of the package, without their docstrings, as this notebook runs it."""
+    from IPython.display import Markdown, display
+
+    blocks = [_without_docstrings(inspect.cleandoc("\n" + inspect.getsource(item))) for item in objects]
+    display(Markdown("```python\n" + "\n\n".join(blocks) + "\n```"))
+
+
+def _without_docstrings(source: str) -> str:
+    """Drop docstrings by line, so that comments and layout stay as written."""
+    lines = source.splitlines()
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    for node in sorted((n for n in ast.walk(ast.parse(source)) if isinstance(n, kinds)), key=lambda n: -n.lineno):
+        if ast.get_docstring(node) is not None and len(node.body) > 1:
+            first, last = node.body[0].lineno, node.body[0].end_lineno
+            del lines[first - 1 : last]
+            while first - 1 < len(lines) and not lines[first - 1].strip():
+                del lines[first - 1]
+    return "\n".join(lines)
+
+
+def provenance() -> dict[str, str]:
+    """Return the versions and the hardware that a run's numbers depend on."""
+    import torch
+
+    import ddpm_nb
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    return {
+        "ddpm_nb": ddpm_nb.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+    }

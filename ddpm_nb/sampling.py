@@ -1,0 +1,115 @@
+"""Chapter 7. Sampling: a kernel (x_t, s, t) → law of x_s, walked down a list of times."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ddpm_nb.arguments import whole_number
+from ddpm_nb.denoiser import X0, Denoiser
+from ddpm_nb.diffusion import GaussianDiffusion, weighted_sum
+from ddpm_nb.gaussian import Gaussian
+from ddpm_nb.schedule import NoiseSchedule, coefficient
+
+__all__ = ["DDIM", "Ancestral", "State", "grid", "last", "walk"]
+
+Kernel = Callable[[Tensor, int, int], Gaussian]
+
+
+@dataclass(frozen=True, eq=False)
+class Ancestral:
+    """p(x_s | x_t) = q(x_s | x_t, x̂_0): the posterior with the denoiser's estimate in place of the data.
+
+    Source: Roysdon (16), Malhotra Algorithm 2. Book: [ancestral sampling](#eq-ancestral).
+
+    Parameters
+    ----------
+    q : the forward process
+    denoise : ``(x_t, t) -> x̂_0``
+    variance : ``(schedule, s, t) -> σ²`` for s ≥ 1; ``NoiseSchedule.posterior_var`` (β̃_t, the default) or
+        ``NoiseSchedule.beta_between`` (β_t). The step to s = 0 adds no noise, whatever the choice.
+    """
+
+    q: GaussianDiffusion
+    denoise: Denoiser
+    variance: Callable[[NoiseSchedule, int, int], Tensor] = NoiseSchedule.posterior_var
+
+    def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
+        """Return the law of x_s."""
+        law = self.q.posterior(self.denoise(x_t, t), x_t, s, t)
+        return law if s == 0 else Gaussian(law.mean, self.variance(self.q.schedule, s, t))
+
+
+@dataclass(frozen=True, eq=False)
+class DDIM:
+    """x_s = √ᾱ_s x̂_0 + √(1 − ᾱ_s − σ²) ε̂ + σ z with σ² = η² β̃ (Song et al. 2020, eq. 12).
+
+    η = 0 draws no noise; η = 1 is ancestral sampling with β̃. Book: [DDIM](#eq-ddim).
+    """
+
+    q: GaussianDiffusion
+    denoise: Denoiser
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"eta = {self.eta}: expected a number from 0 (no noise) to 1 (ancestral)")
+
+    def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
+        """Return the law of x_s."""
+        schedule = self.q.schedule
+        x_0 = self.denoise(x_t, t)
+        eps = X0.eps(self.q, x_0, x_t, t)
+        var = self.eta**2 * schedule.posterior_var(s, t)
+        direction = coefficient((schedule.one_minus_alpha_bar(s) - var).clamp(min=0).sqrt(), x_t)
+        mean = weighted_sum(coefficient(schedule.alpha_bar(s).sqrt(), x_t), x_0, direction, eps)
+        return Gaussian(mean, var)
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Where a walk is: the sample ``x`` ``(batch, *event)`` at step ``t``."""
+
+    x: Tensor
+    t: int
+
+
+def grid(T: int, steps: int) -> list[int]:
+    """Return ``steps + 1`` falling times from T to 0, as evenly spaced as whole numbers allow."""
+    steps = whole_number("steps", steps, least=1)
+    if steps > whole_number("T", T, least=1):
+        raise ValueError(f"steps = {steps}: expected at most T = {T}")
+    return [(T * (steps - i) + steps // 2) // steps for i in range(steps + 1)]
+
+
+def walk(
+    kernel: Kernel, x_T: Tensor, times: Sequence[int], generator: torch.Generator | None = None
+) -> Iterator[State]:
+    """Yield the state after each step of ``kernel`` down ``times`` (T, ..., 0, any stride), without gradients.
+
+    Raises ``ValueError`` before any work if the times do not fall strictly or there are fewer than two.
+    """
+    times = [whole_number("times", t, least=0) for t in times]
+    if len(times) < 2 or any(t <= s for t, s in pairwise(times)):
+        raise ValueError(f"times = {times!r:.80}: expected at least two strictly falling steps, such as grid(T, 50)")
+    return _walk(kernel, x_T, times, generator)
+
+
+def _walk(kernel: Kernel, x: Tensor, times: list[int], generator: torch.Generator | None) -> Iterator[State]:
+    for t, s in pairwise(times):
+        with torch.no_grad():
+            x = kernel(x, s, t).sample(generator)
+        yield State(x, s)
+
+
+def last(states: Iterator[State]) -> State:
+    """Return the last state of a walk, keeping no other in memory."""
+    tail = deque(states, maxlen=1)
+    if not tail:
+        raise ValueError("states: expected at least one")
+    return tail.pop()
