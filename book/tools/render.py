@@ -1,0 +1,80 @@
+"""Render the executed notebooks and the pages to ``_build/html``; every warning is an error.
+
+Works on a copy of ``book/`` in ``_build/stage``, in which the notebooks are the executed ones, figures carry their
+alt text, and generated pages are filled in. Usage: ``python book/tools/render.py`` after ``execute.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[2]
+EXECUTED, STAGE, HTML = (ROOT / "_build" / name for name in ("executed", "stage", "html"))
+
+
+def with_alt_texts(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Copy each figure's alt text from its output, where ``plots.show`` put it, to its cell, where MyST-NB reads it."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+            if alt:
+                cell.metadata["mystnb"] = {"image": {"alt": alt}}
+    return notebook
+
+
+def status_table() -> str:
+    """Return the build status as MyST: notebooks with wall time and memory, then versions and hardware."""
+    record = json.loads((EXECUTED / "runs.json").read_text())
+    rows = ["| notebook | wall time (s) | peak memory (MiB) |", "|---|--:|--:|"]
+    rows += [f"| [{n}](../{n}.ipynb) | {r['seconds']:.0f} | {r['peak_mib']:.0f} |" for n, r in record["runs"].items()]
+    rows += ["", f"All of them, two at a time: {record['seconds']:.0f} s.", "", "| | |", "|---|---|"]
+    rows += [f"| {key} | {value} |" for key, value in record["hardware"].items()]
+    return "\n".join(rows) + "\n"
+
+
+def stage() -> None:
+    """Lay out the source tree that Jupyter Book reads."""
+    shutil.rmtree(STAGE, ignore_errors=True)
+    shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("checkpoints", "tools", ".*"))
+    for path in sorted((STAGE / "book").glob("*.ipynb")):
+        executed = EXECUTED / path.name
+        if not executed.is_file():
+            raise SystemExit(f"{executed} is missing: run book/tools/execute.py first")
+        nbformat.write(with_alt_texts(nbformat.read(executed, 4)), path)
+    generated = STAGE / "book" / "_generated"
+    generated.mkdir(exist_ok=True)
+    (generated / "status.md").write_text(status_table())
+    shutil.copy(ROOT / "_toc.yml", STAGE)
+    config, replaced = re.subn(
+        r"execute_notebooks: \w+", 'execute_notebooks: "off"', (ROOT / "_config.yml").read_text()
+    )
+    if replaced != 1:
+        raise SystemExit("_config.yml: expected one line execute_notebooks")
+    (STAGE / "_config.yml").write_text(config)
+
+
+def main() -> int:
+    """Stage and build; the exit status is Jupyter Book's."""
+    stage()
+    shutil.rmtree(HTML, ignore_errors=True)
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    options = ["--path-output", ROOT, "-W", "-n", "--keep-going", "--all", "--quiet"]
+    done = subprocess.run([jupyter_book, "build", STAGE, *options], cwd=ROOT)
+    page = HTML / "index.html"
+    if done.returncode == 0 and not page.is_file():
+        print(f"no page was written to {page}")
+        return 1
+    if done.returncode == 0:
+        print(f"\nThe book is built. Open {page.as_uri()}")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
