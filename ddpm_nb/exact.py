@@ -79,8 +79,8 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats, shape ``(batch,)``."""
-        one = torch.ones((), dtype=torch.float64, device=x.device)
-        return self._log_joint(x, one, self._on(x)).logsumexp(1).to(x.dtype)
+        one = torch.ones(1, 1, dtype=torch.float64, device=x.device)
+        return self._log_joint(x, one, self._variances().to(x.device)[None]).logsumexp(1).to(x.dtype)
 
     def diffused(self, q: GaussianDiffusion, t: int) -> GaussianMixture:
         """Return the law of x_t, a mixture with means √ᾱ m_k and variances ᾱ v_k + 1 − ᾱ.
@@ -102,32 +102,34 @@ class GaussianMixture:
         return score.reshape(x_t.shape).to(x_t.dtype)
 
     def _levels(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        """√ᾱ_t and 1 − ᾱ_t as 0-d or ``(batch, 1)`` float64 tensors next to ``x_t``."""
-        shape = (-1, 1) if torch.is_tensor(t) and t.ndim == 1 else ()
-        values = q.schedule.alpha_bar(t).sqrt(), q.schedule.one_minus_alpha_bar(t)
-        return values[0].to(x_t.device).reshape(shape), values[1].to(x_t.device).reshape(shape)
-
-    def _on(self, x: Tensor) -> Tensor:
-        return self._variances().to(x.device)
+        """√ᾱ_t and 1 − ᾱ_t next to ``x_t``, float64 ``(batch | 1, 1)``."""
+        signal, noise = q.schedule.alpha_bar(t).sqrt(), q.schedule.one_minus_alpha_bar(t)
+        return signal.to(x_t.device).reshape(-1, 1), noise.to(x_t.device).reshape(-1, 1)
 
     def _log_joint(self, x: Tensor, signal: Tensor, var: Tensor) -> Tensor:
-        """log (weight_k · N(x; signal · m_k, var_k)) for every part: ``(batch, k)``; var is ``(k, 1|d)`` or batched."""
+        """log (weights[k] · N(x; signal means[k], var[k])), ``(batch, k)``, with ``var`` ``(batch | 1, k, d | 1)``."""
         x = x.flatten(1).double()
         d = self.means.shape[1]
         if x.shape[1] != d:
             raise ValueError(f"x of shape {tuple(x.shape)}: expected (batch, {d}) like the mixture's means")
         means, log_weights = self.means.to(x.device), self.weights.log().to(x.device)
-        shift = x[:, None, :] - signal.reshape(-1, 1, 1) * means
-        var = (var if var.ndim == 3 else var[None]).expand(-1, -1, d)
+        if var.shape[2] == 1:  # isotropic: products of matrices keep memory at (batch, k), for k training images
+            squares = x.square().sum(1)[:, None] + signal**2 * means.square().sum(1) - 2 * signal * (x @ means.mT)
+            return log_weights - 0.5 * (squares.clamp(min=0) / var[:, :, 0] + d * torch.log(2 * math.pi * var[:, :, 0]))
+        shift = x[:, None, :] - signal[:, :, None] * means
         return log_weights - 0.5 * (shift.square() / var + torch.log(2 * math.pi * var)).sum(2)
 
     def _posterior_mean(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
         signal, noise = self._levels(q, x_t, t)
-        prior = self._on(x_t)
-        rows = signal.reshape(-1, 1, 1)
-        var = rows**2 * prior + noise.reshape(-1, 1, 1)
-        part = self._log_joint(x_t, signal, var).softmax(1)[:, :, None]  # which part x_t came from
-        means = self.means.to(x_t.device)
-        x = x_t.flatten(1).double()[:, None, :]
-        of_part = means + rows * prior / var * (x - rows * means)  # E[x_0 | x_t, part]
-        return (part * of_part).sum(1).reshape(x_t.shape).to(x_t.dtype)
+        prior, means = self._variances().to(x_t.device), self.means.to(x_t.device)
+        var = signal[:, :, None] ** 2 * prior + noise[:, :, None]
+        part = self._log_joint(x_t, signal, var).softmax(1)  # which part x_t came from
+        gain = signal[:, :, None] * prior / var
+        x = x_t.flatten(1).double()
+        # Σ_k part_k (m_k + gain_k (x − signal m_k)), the mean of x_0 given x_t and each part, averaged
+        if var.shape[2] == 1:
+            weight = part * gain[:, :, 0]
+            mean = (part - signal * weight) @ means + weight.sum(1, keepdim=True) * x
+        else:
+            mean = (part[:, :, None] * (means + gain * (x[:, None, :] - signal[:, :, None] * means))).sum(1)
+        return mean.reshape(x_t.shape).to(x_t.dtype)

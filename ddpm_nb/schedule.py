@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddpm_nb.arguments import whole_number
 
-__all__ = ["NoiseSchedule", "Time", "coefficient", "cosine_schedule", "linear_schedule"]
+__all__ = ["SCHEDULES", "NoiseSchedule", "Time", "coefficient", "cosine_schedule", "linear_schedule"]
 
 Time = int | Tensor  # a step for the whole batch, or an integer tensor (batch,)
 
@@ -148,6 +148,10 @@ def cosine_schedule(T: int = 1000, offset: float = 0.008, max_beta: float = 0.99
     u = torch.arange(whole_number("T", T, least=1) + 1, dtype=torch.float64) / T
     signal = torch.cos((u + offset) / (1 + offset) * (math.pi / 2)).square()
     return NoiseSchedule.from_betas((1 - signal[1:] / signal[:-1]).clamp(max=max_beta))
+
+
+SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule}
+"""The schedules by the names that notebooks and checkpoints use."""
 
 
 def coefficient(value: Tensor, x: Tensor) -> float | Tensor:
