@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddpm_nb.denoiser import Denoiser
 from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.gaussian import Gaussian, observe
 from ddpm_nb.schedule import Time
 
 __all__ = ["GaussianMixture"]
@@ -89,6 +90,24 @@ class GaussianMixture:
         """
         alpha_bar, noise = q.schedule.alpha_bar(t), q.schedule.one_minus_alpha_bar(t)
         return GaussianMixture(self.weights, alpha_bar.sqrt() * self.means, alpha_bar * self.variances + noise)
+
+    def reverse_kernel(self, q: GaussianDiffusion, x_t: Tensor, s: int, t: int) -> GaussianMixture:
+        """Return q(x_s | x_t), s < t, exactly, for one state x_t ``(d,)``: a mixture, no Gaussian in general.
+
+        Given part k, x_s is Gaussian and x_t observes it with noise, so each part follows Bayes' rule for Gaussians.
+        Parts whose weight underflows are left out. ``ValueError`` if x_t is not a single state. Book: [the reverse
+        kernel of a mixture](#eq-p3-mixture-kernel).
+        """
+        if x_t.shape != self.means.shape[1:]:
+            raise ValueError(f"x_t of shape {tuple(x_t.shape)}: expected one state, {tuple(self.means.shape[1:])}")
+        x_t, earlier = x_t.double(), self.diffused(q, s)
+        before = Gaussian(earlier.means, earlier._variances())
+        step = q.transition(before.mean, s, t)
+        factor = q.schedule.alpha_between(s, t).sqrt()
+        evidence = Gaussian(step.mean, factor**2 * before.var + step.var).log_prob(x_t)  # of each part
+        weights = (self.weights.log() + evidence).softmax(0)
+        after, likely = observe(before, factor, step.var, x_t), weights > 0
+        return GaussianMixture(weights[likely], after.mean[likely], after.var.reshape(self.variances.shape)[likely])
 
     def denoiser(self, q: GaussianDiffusion) -> Denoiser:
         """Return the best denoiser there is, (x_t, t) ↦ E[x_0 | x_t]. Book: [](#eq-mixture-denoiser)."""
