@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 
 from ddpm_nb.arguments import choose
-from ddpm_nb.checkpoint import CheckpointError, load_checkpoint
+from ddpm_nb.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ddpm_nb.denoiser import NetworkDenoiser, Parameterization, parameterization
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.nets import UNet
 from ddpm_nb.schedule import SCHEDULES
 
-__all__ = ["Model", "load_model", "model_state"]
+__all__ = ["Model", "export_model", "load_model", "model_state"]
 
 _SHIPPED = {path.stem: path for path in sorted((Path(__file__).parent / "weights").glob("*.safetensors"))}
 
@@ -81,3 +81,9 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     q = GaussianDiffusion(choose("schedule", about["schedule"], SCHEDULES)(about["T"]))
     target = parameterization(about["parameterization"])
     return Model(network.eval().requires_grad_(False), target, q, about["dataset"], state["step"])
+
+
+def export_model(checkpoint: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
+    """Write to ``path`` what :func:`load_model` needs from a training checkpoint, without the optimizer's state."""
+    state = load_checkpoint(checkpoint)
+    return save_checkpoint(path, {key: state[key] for key in ("model", "ema", "step")})
