@@ -42,7 +42,7 @@ class NoiseSchedule:
     log_alpha_bars: Tensor
 
     def __post_init__(self) -> None:
-        table = torch.as_tensor(self.log_alpha_bars).detach().to("cpu", torch.float64)
+        table = torch.as_tensor(self.log_alpha_bars, dtype=torch.float64).detach().cpu()
         if table.ndim != 1 or len(table) < 2:
             raise ValueError(f"log_alpha_bars of shape {tuple(table.shape)}: expected (T + 1,) with T at least 1")
         if table[0] != 0 or not bool((table.diff() < 0).all()) or not bool(torch.isfinite(table).all()):
@@ -53,7 +53,7 @@ class NoiseSchedule:
     @classmethod
     def from_betas(cls, betas: Tensor | Sequence[float]) -> NoiseSchedule:
         """Build the schedule in which step t adds variance ``betas[t - 1]``, each strictly between 0 and 1."""
-        beta = torch.as_tensor(betas).detach().to("cpu", torch.float64)
+        beta = torch.as_tensor(betas, dtype=torch.float64).detach().cpu()
         if beta.ndim != 1 or len(beta) == 0:
             raise ValueError(f"betas of shape {tuple(beta.shape)}: expected (T,), β_1 first")
         wrong = torch.nonzero(~((beta > 0) & (beta < 1)))
@@ -77,7 +77,7 @@ class NoiseSchedule:
 
     def one_minus_alpha_bar(self, t: Time) -> Tensor:
         """1 − ᾱ_t, the noise power after t steps, accurate to rounding where ᾱ_t is near 1; 0 at t = 0."""
-        return -torch.expm1(self.log_alpha_bar(t))
+        return 0.0 - torch.expm1(self.log_alpha_bar(t))  # not -expm1: a zero with a minus sign makes SNR_0 = −∞
 
     def alpha_between(self, s: Time, t: Time) -> Tensor:
         """ᾱ_t / ᾱ_s, the part of the signal power at step s that is left at step t ≥ s."""
