@@ -44,7 +44,7 @@ class GaussianMixture:
 
     def __post_init__(self) -> None:
         weights, means, variances = (
-            torch.as_tensor(value).to(torch.float64) for value in (self.weights, self.means, self.variances)
+            torch.as_tensor(value, dtype=torch.float64) for value in (self.weights, self.means, self.variances)
         )
         if means.ndim != 2 or weights.shape != means.shape[:1] or variances.shape not in (means.shape[:1], means.shape):
             raise ValueError(

@@ -42,7 +42,7 @@ class NoiseSchedule:
     log_alpha_bars: Tensor
 
     def __post_init__(self) -> None:
-        table = torch.as_tensor(self.log_alpha_bars, dtype=torch.float64).detach().cpu()
+        table = torch.as_tensor(self.log_alpha_bars, dtype=torch.float64, device="cpu").detach()
         if table.ndim != 1 or len(table) < 2:
             raise ValueError(f"log_alpha_bars of shape {tuple(table.shape)}: expected (T + 1,) with T at least 1")
         if table[0] != 0 or not bool((table.diff() < 0).all()) or not bool(torch.isfinite(table).all()):
@@ -53,7 +53,7 @@ class NoiseSchedule:
     @classmethod
     def from_betas(cls, betas: Tensor | Sequence[float]) -> NoiseSchedule:
         """Build the schedule in which step t adds variance ``betas[t - 1]``, each strictly between 0 and 1."""
-        beta = torch.as_tensor(betas, dtype=torch.float64).detach().cpu()
+        beta = torch.as_tensor(betas, dtype=torch.float64, device="cpu").detach()
         if beta.ndim != 1 or len(beta) == 0:
             raise ValueError(f"betas of shape {tuple(beta.shape)}: expected (T,), β_1 first")
         wrong = torch.nonzero(~((beta > 0) & (beta < 1)))
