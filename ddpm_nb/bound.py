@@ -6,24 +6,33 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm_nb.denoiser import EPS, Denoiser, Parameterization
 from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.schedule import NoiseSchedule, Time
 
 __all__ = [
     "BoundTerms",
+    "Ledger",
     "bits_per_dim",
     "bound_terms",
     "density_decoder",
     "discretized_decoder",
     "eps_weight",
+    "exact_gaps",
+    "expectation",
+    "gap_terms",
+    "ledger",
     "prior_term",
     "reconstruction_term",
+    "reverse_step",
     "simple_loss",
+    "step_gap",
     "step_term",
     "x_0_weight",
 ]
@@ -167,3 +176,122 @@ def discretized_decoder(levels: int) -> Decoder:
 def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
     """Nats per sample to bits per dimension: divide by d log 2. Book: [bits per dimension](#eq-bits-per-dim)."""
     return nats / (dimensions * math.log(2))
+
+
+@dataclass(frozen=True, eq=False)
+class Ledger:
+    """What each term of the bound costs on average, in nats. Book: [the ledger](#eq-b4-ledger).
+
+    Parameters
+    ----------
+    mean, error : mean over the samples and its standard error, ``(T + 1,)``; entry i is L_i, so L_0 first, L_T last
+    total, total_error : of the sum of the terms, 0-d. The terms of a sample share its x_0: errors do not add in squares
+    """
+
+    mean: Tensor
+    error: Tensor
+    total: Tensor
+    total_error: Tensor
+
+
+def ledger(terms: BoundTerms) -> Ledger:
+    """Average the terms over their batch; ``ValueError`` for fewer than two samples."""
+    n = terms.prior.shape[0]
+    if n < 2:
+        raise ValueError(f"{n} samples: expected at least two, a standard error needs them")
+    rows = torch.cat([terms.reconstruction[None], terms.steps, terms.prior[None]])
+    total = terms.total
+    return Ledger(rows.mean(1), rows.std(1) / math.sqrt(n), total.mean(), total.std() / math.sqrt(n))
+
+
+def reverse_step(
+    q: GaussianDiffusion, denoise: Denoiser, x_t: Tensor, t: int, variance: Variance = NoiseSchedule.posterior_var
+) -> Gaussian:
+    """p(x_{t−1} | x_t), the model's step as the bound scores it: at t = 1, where β̃_1 = 0, its variance is β_1."""
+    mean = q.posterior(denoise(x_t, t), x_t, t - 1, t).mean
+    return Gaussian(mean, q.schedule.beta(1) if t == 1 else variance(q.schedule, t - 1, t))
+
+
+def step_gap(
+    law: GaussianMixture,
+    q: GaussianDiffusion,
+    denoise: Denoiser,
+    x_s: Tensor,
+    x_t: Tensor,
+    t: int,
+    variance: Variance = NoiseSchedule.posterior_var,
+) -> Tensor:
+    """log q(x_s | x_t) − log p(x_s | x_t) in nats at s = t − 1, ``(batch,)``, for data of a known law.
+
+    The true reverse kernel is Bayes' rule on the marginals: q(x_s) q(x_t | x_s) / q(x_t). Its mean over q is the KL
+    between the true step and the model's. Book: [the true reverse step](#eq-b4-true-step).
+    """
+    s = t - 1
+    ahead = q.transition(x_s, s, t).log_prob(x_t)
+    true = law.diffused(q, s).log_prob(x_s) + ahead - law.diffused(q, t).log_prob(x_t)
+    return true - reverse_step(q, denoise, x_t, t, variance).log_prob(x_s)
+
+
+def _prior_gap(law: GaussianMixture, q: GaussianDiffusion, x_T: Tensor) -> Tensor:
+    """log q(x_T) − log p(x_T), ``(batch,)``."""
+    prior = Gaussian(torch.zeros_like(x_T), torch.ones(()))
+    return law.diffused(q, q.schedule.T).log_prob(x_T) - prior.log_prob(x_T)
+
+
+def gap_terms(
+    law: GaussianMixture,
+    q: GaussianDiffusion,
+    denoise: Denoiser,
+    x_0: Tensor,
+    generator: torch.Generator | None = None,
+    variance: Variance = NoiseSchedule.posterior_var,
+) -> BoundTerms:
+    """log q(x_{0:T}) − log p(x_{0:T}), step by step along one path from each x_0 ~ law, in the rows of the bound.
+
+    The means of the rows are what the bound pays beyond the entropy of the data, and where: E[L] − H = E[total].
+    Book: [where the bound is lost](#eq-b4-gap).
+    """
+    steps, x_s = [], x_0
+    with torch.no_grad():
+        for t in range(1, q.schedule.T + 1):
+            x_t = q.transition(x_s, t - 1, t).sample(generator)
+            steps.append(step_gap(law, q, denoise, x_s, x_t, t, variance))
+            x_s = x_t
+        return BoundTerms(_prior_gap(law, q, x_s), torch.stack(steps)[1:], steps[0])
+
+
+def expectation(law: GaussianMixture, f: Callable[[Tensor], Tensor], nodes: int = 64) -> Tensor:
+    """E[f(X)] for X ~ law on the line, by Gauss–Hermite quadrature in each part; f maps ``(n, 1)`` to ``(n,)``."""
+    z, weights = _hermite(nodes)
+    x = law.means + law.variances.reshape(-1, 1).sqrt() * z
+    return law.weights @ (f(x.reshape(-1, 1)).reshape(x.shape) @ weights)
+
+
+def exact_gaps(
+    law: GaussianMixture,
+    q: GaussianDiffusion,
+    denoise: Denoiser,
+    variance: Variance = NoiseSchedule.posterior_var,
+    nodes: int = 64,
+) -> Tensor:
+    """Return the means of :func:`gap_terms` without sampling, for data on the line: ``(T + 1,)`` as in a ledger."""
+    z, weights = _hermite(nodes)
+
+    def kl(t: int) -> Tensor:
+        def given(x_s: Tensor) -> Tensor:
+            ahead = q.transition(x_s, t - 1, t)
+            x_t = ahead.mean + ahead.var.sqrt() * z
+            pairs = x_s.expand_as(x_t).reshape(-1, 1), x_t.reshape(-1, 1)
+            return step_gap(law, q, denoise, *pairs, t, variance).reshape(x_t.shape) @ weights
+
+        return expectation(law.diffused(q, t - 1), given, nodes)
+
+    T = q.schedule.T
+    prior = expectation(law.diffused(q, T), lambda x_T: _prior_gap(law, q, x_T), nodes)
+    return torch.stack([*(kl(t) for t in range(1, T + 1)), prior])
+
+
+def _hermite(nodes: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights with Σ weight f(node) = E[f(Z)], Z ~ N(0, 1)."""
+    z, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    return torch.from_numpy(z), torch.from_numpy(weights / weights.sum())
