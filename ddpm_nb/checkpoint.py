@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,15 +39,14 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> P
     document = json.dumps(_encode(state, "", tensors))
     metadata = {"format": _FORMAT, "document": document, "sha256": _digest(document, tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(tensors, aside, metadata=metadata)
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
-        Path(aside).replace(path)
+        aside.replace(path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
     return path
 
