@@ -12,9 +12,7 @@ from sphinx.application import Sphinx
 LINK = re.compile(r"\[([^\]]*)\]\(#(eq-[a-z0-9-]+)\)")
 
 
-def link_equations(
-    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
-) -> None:
+def link_equations(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Rewrite the lines of one docstring in place, joining a link that is broken over two lines."""
     text = re.sub(r"(\[[^\]]*)\n\s*([^\]]*\]\(#)", r"\1 \2", "\n".join(lines))
     text = LINK.sub(lambda m: f"{m[1]} :eq:`{m[2]}`" if m[1] else f":eq:`{m[2]}`", text)

@@ -17,12 +17,19 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]
 EXECUTED, STAGE, HTML = (ROOT / "_build" / name for name in ("executed", "stage", "html"))
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def with_alt_texts(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Copy each figure's alt text from its output, where ``plots.show`` put it, to its cell, where MyST-NB reads it."""
+def for_reading(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Make an executed notebook a page: alt texts where MyST-NB reads them, no widgets, which need a live kernel.
+
+    A figure's alt text stands in its output's metadata, where ``plots.show`` put it, and is copied to its cell's.
+    """
+    notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
+        outputs = cell.get("outputs", [])
+        cell.update({"outputs": [o for o in outputs if WIDGET not in o.get("data", {})]} if outputs else {})
+        for output in outputs:
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
                 cell.metadata["mystnb"] = {"image": {"alt": alt}}
@@ -33,7 +40,7 @@ def status_table() -> str:
     """Return the build status as MyST: notebooks with wall time and memory, then versions and hardware."""
     record = json.loads((EXECUTED / "runs.json").read_text())
     rows = ["| notebook | wall time (s) | peak memory (MiB) |", "|---|--:|--:|"]
-    rows += [f"| [{n}](../{n}.ipynb) | {r['seconds']:.0f} | {r['peak_mib']:.0f} |" for n, r in record["runs"].items()]
+    rows += [f"| [{n}]({n}.ipynb) | {r['seconds']:.0f} | {r['peak_mib']:.0f} |" for n, r in record["runs"].items()]
     rows += ["", f"All of them, two at a time: {record['seconds']:.0f} s.", "", "| | |", "|---|---|"]
     rows += [f"| {key} | {value} |" for key, value in record["hardware"].items()]
     return "\n".join(rows) + "\n"
@@ -42,12 +49,12 @@ def status_table() -> str:
 def stage() -> None:
     """Lay out the source tree that Jupyter Book reads."""
     shutil.rmtree(STAGE, ignore_errors=True)
-    shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("checkpoints", "tools", ".*"))
+    shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("checkpoints", "__pycache__", ".*"))
     for path in sorted((STAGE / "book").glob("*.ipynb")):
         executed = EXECUTED / path.name
         if not executed.is_file():
             raise SystemExit(f"{executed} is missing: run book/tools/execute.py first")
-        nbformat.write(with_alt_texts(nbformat.read(executed, 4)), path)
+        nbformat.write(for_reading(nbformat.read(executed, 4)), path)
     generated = STAGE / "book" / "_generated"
     generated.mkdir(exist_ok=True)
     (generated / "status.md").write_text(status_table())
