@@ -1,0 +1,167 @@
+"""The register of the five documents' statements, and the pages made from it: verification table and errata.
+
+``book/register/<topic>.yaml`` holds one entry for each statement: where it stands, what it says, the verdict, the equation
+of the book that covers it, the function that implements it and the test that proves it. ``derivations.yaml`` lists the
+numbered equations that no document states: the steps in between.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import nbformat
+import yaml
+
+BOOK = Path(__file__).resolve().parents[1]
+REGISTER = BOOK / "register"
+REPOSITORY = yaml.safe_load((BOOK.parent / "_config.yml").read_text())["repository"]["url"]
+DOCUMENTS = ("Roysdon", "Vilhes", "Fireflies", "Li", "Malhotra")
+TOPICS = {
+    "gaussians": "01-gaussians",
+    "forward": "02-forward",
+    "posterior": "03-posterior",
+    "vae": "04-elbo-to-mse",
+    "elbo": "04-elbo-to-mse",
+    "parameterizations": "04-elbo-to-mse",
+    "sde": "05-sde",
+    "training": "06-training",
+    "sampling": "07-sampling",
+    "inverse": "08-inverse-problems",
+}
+ERRATA = ("wrong", "misprint", "imprecise")
+VERDICTS = ("correct", *ERRATA, "convention", "missing")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One statement of a document.
+
+    Parameters
+    ----------
+    id : the document's letter and a name, unique
+    document, place : where it stands
+    says : what it states, in our words
+    verdict : 'correct'; 'wrong', 'misprint' or 'imprecise' (these are errata); 'convention' (true in another convention);
+        'missing' (the text refers to a formula that it does not show, or uses an unstated fact)
+    equation : label of the book's equation that covers it
+    function : full name of the function, method or object of the package that implements it
+    test : ``tests/file.py::test_name``, the proof; empty only with ``undecided``
+    printed, corrected, why : for errata, the formula or phrase as printed, as it should be, and the reason
+    size : for errata, name of the function in ``errata.py`` that computes how large the error is
+    undecided : for a claim in prose that no test can decide, why not
+    """
+
+    id: str
+    document: str
+    place: str
+    says: str
+    verdict: str
+    equation: str = ""
+    function: str = ""
+    test: str = ""
+    printed: str = ""
+    corrected: str = ""
+    why: str = ""
+    size: str = ""
+    undecided: str = ""
+
+
+def statements() -> dict[str, list[Statement]]:
+    """Return the register by topic, in the order of the chapters."""
+    files = {topic: REGISTER / f"{topic}.yaml" for topic in TOPICS}
+    return {
+        topic: [Statement(**row) for row in yaml.safe_load(path.read_text())]
+        for topic, path in files.items()
+        if path.is_file()
+    }
+
+
+def derivations() -> dict[str, str]:
+    """Return the labels of equations that belong to a derivation rather than to a document, and what each is."""
+    path = REGISTER / "derivations.yaml"
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+
+
+def labels() -> dict[str, str]:
+    """Return every equation label of the chapters and the chapter that defines it."""
+    found = {}
+    for path in sorted(BOOK.glob("*.ipynb")):
+        for cell in nbformat.read(path, 4).cells:
+            if cell.cell_type == "markdown":
+                found |= dict.fromkeys(re.findall(r"\$\$ \((eq-[a-z0-9-]+)\)", cell.source), path.stem)
+    return found
+
+
+def resolve(name: str) -> object:
+    """Return the object of the package called ``name``; ``LookupError`` names the part that does not exist."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            module = importlib.import_module(".".join(parts[:length]))
+            return reduce(inspect.getattr_static, parts[length:], module)
+        except ModuleNotFoundError:
+            continue
+        except AttributeError as error:
+            raise LookupError(f"{name}: {error}") from error
+    raise LookupError(f"{name}: no such module")
+
+
+def verification_table() -> str:
+    """Return the verification table as MyST: counts, then every statement with links to equation, source and test."""
+    lines = ["| topic | statements | correct | errata | convention | missing |", "|---|--:|--:|--:|--:|--:|"]
+    for topic, rows in statements().items():
+        count = Counter("errata" if row.verdict in ERRATA else row.verdict for row in rows)
+        shown = " | ".join(str(count[kind]) for kind in ("correct", "errata", "convention", "missing"))
+        lines.append(f"| [{topic}]({TOPICS[topic]}.ipynb) | {len(rows)} | {shown} |")
+    for topic, rows in statements().items():
+        lines += [
+            "",
+            f"## {topic.capitalize()}",
+            "",
+            "| document | statement | verdict | equation, source, test |",
+            "|---|---|---|---|",
+        ]
+        for row in rows:
+            proof = [f"[](#{row.equation})"] if row.equation else []
+            proof += [f"[`{row.function.split('.', 2)[-1]}`](#{row.function})"] if row.function else []
+            if row.test:
+                file, _, test = row.test.partition("::")
+                proof.append(f"[`{test}`]({REPOSITORY}/blob/main/{file})")
+            if row.undecided:
+                proof.append(f"*not decided by a test: {row.undecided}*")
+            cells = (f"{row.document} {row.place}", row.says, row.verdict, "<br>".join(proof))
+            lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def errata() -> str:
+    """Return the errata as MyST: for each, place, as printed, as it should be, why, and its size, computed here."""
+    import errata as sizes
+
+    lines = []
+    for topic, rows in statements().items():
+        wrong = [row for row in rows if row.verdict in ERRATA]
+        if wrong:
+            lines += ["", f"## {topic.capitalize()}", ""]
+        for row in wrong:
+            lines += [f"**{row.document} {row.place}** · {row.verdict}", ""]
+            lines += [
+                f": as printed: {row.printed}",
+                "",
+                f": as it should be: {row.corrected}, see [](#{row.equation})",
+            ]
+            lines += ["", f": why: {row.why}"]
+            if row.size:
+                lines += ["", f": how large: {getattr(sizes, row.size)()}"]
+            lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("\n", " ").replace("|", r"\|").strip()
