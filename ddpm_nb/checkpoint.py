@@ -90,8 +90,11 @@ def _digest(document: str, tensors: Mapping[str, Tensor]) -> str:
 def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     """Turn ``value`` into JSON, moving tensors to ``tensors`` under the name of the place they stood at."""
     if torch.is_tensor(value):
-        tensors[where] = value.detach().to("cpu").clone().contiguous()
-        return {"tensor": where}
+        name = where
+        while name in tensors:  # keys "a/b" and "a" of "b", or 1 and "1", stand at places that read alike
+            name += "/"
+        tensors[name] = value.detach().to("cpu").clone().contiguous()
+        return {"tensor": name}
     if isinstance(value, Mapping):
         return {"items": [[_key(k, where), _encode(v, f"{where}/{k}", tensors)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
