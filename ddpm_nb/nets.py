@@ -76,7 +76,7 @@ def _blocks(level: nn.Module) -> Iterator[nn.Module]:
 
 
 class UNet(nn.Module):
-    """Predict a target of the shape of x_t from (x_t, t). Book: [the network](#sec-network).
+    """Predict a target of the shape of x_t from (x_t, t).
 
     Images are cut into ``patch`` x ``patch`` blocks that become channels, so most of the work happens at a lower
     resolution; then come levels of residual blocks with halved resolution, attention at the lowest, and the way back
