@@ -159,9 +159,10 @@ def exact_score(sde: VPSDE, data: GaussianMixture) -> Field:
 
     def score(x: Tensor, u: float) -> Tensor:
         law = sde.law(data, u)
-        var = law.variances.reshape(len(law.weights), -1).expand_as(law.means)
-        shift = law.means - x[:, None, :].double()
-        part = (law.weights.log() - 0.5 * (shift.square() / var + var.log()).sum(2)).softmax(1)
+        variances = law.variances.reshape(len(law.weights), -1).expand_as(law.means)
+        log_weights, means, var = (value.to(x.device) for value in (law.weights.log(), law.means, variances))
+        shift = means - x[:, None, :].double()
+        part = (log_weights - 0.5 * (shift.square() / var + var.log()).sum(2)).softmax(1)
         return (part[:, :, None] * shift / var).sum(1).to(x.dtype)
 
     return score
