@@ -267,14 +267,15 @@ class FullMixture:
         """Log density in nats at ``x`` ``(n, d)``, with n the batch, or either of them 1: ``(n,)``."""
         return self.log_evidence(torch.eye(x.shape[1], dtype=torch.float64), x, 0.0)
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw one sample for each row, ``(batch, d)``, float64."""
-        parts = torch.multinomial(self.log_weights.exp(), 1, generator=generator)[:, 0]
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n independent samples for each row, ``(n, batch, d)``, float64."""
+        parts = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator).mT
         used, place = parts.unique(return_inverse=True)
         values, vectors = torch.linalg.eigh(self.covariances[used])  # also for the flat directions of exact data
         root = vectors * values.clamp(min=0).sqrt()[:, None]
-        noise = torch.randn(self.means.shape[::2], dtype=torch.float64, generator=generator)
-        return self.means[torch.arange(len(parts)), parts] + torch.einsum("bde,be->bd", root[place], noise)
+        means = self.means[torch.arange(parts.shape[1]), parts]
+        noise = torch.randn(means.shape, dtype=torch.float64, generator=generator)
+        return means + torch.einsum("nbde,nbe->nbd", root[place], noise)
 
     def denoiser(self, q: GaussianDiffusion) -> Denoiser:
         """Return (x_t, t) ↦ E[x_0 | x_t] under row i's law for row i: for a posterior, E[x_0 | x_t, y]."""

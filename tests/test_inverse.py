@@ -31,6 +31,7 @@ from ddpm_nb.inverse import (
     guided,
     measure,
     no_spread,
+    posterior_errors,
 )
 from ddpm_nb.sampling import Ancestral, grid, last, walk
 from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
@@ -176,17 +177,15 @@ def test_one_part_is_conditioning():
     torch.testing.assert_close(sub.mean()[0, [0, 2]], mean, rtol=0, atol=1e-12)
     torch.testing.assert_close(sub.covariance()[0][[0, 2]][:, [0, 2]], covariance, rtol=0, atol=1e-12)
     torch.testing.assert_close(sub.mean()[0, [1, 3]], value, rtol=0, atol=1e-12)
-    drawn = sub.sample(seeded())
+    drawn = sub.sample(1, seeded())[0]
     torch.testing.assert_close(drawn[0, [1, 3]], value, rtol=0, atol=1e-7)  # flat directions: the root of rounding
 
 
 def test_samples_of_the_posterior_have_its_moments():
     n = 100_000
-    m = Measurement(SLANTED, torch.full((n, 1), 0.2, dtype=DOUBLE), 0.2)
-    posterior = exact_posterior(PRIOR, m)
-    x = posterior.sample(seeded())
-    one = exact_posterior(PRIOR, Measurement(SLANTED, m.y[:1], 0.2))
-    mean, cov = one.mean()[0], one.covariance()[0]
+    one = exact_posterior(PRIOR, Measurement(SLANTED, torch.tensor([[-1.0], [0.2]], dtype=DOUBLE), 0.2))
+    x = one.sample(n, seeded())[:, 1]
+    mean, cov = one.mean()[1], one.covariance()[1]
     assert ((x.mean(0) - mean) / (cov.diagonal() / n).sqrt()).abs().max() < 4
     products = (x - mean)[:, :, None] * (x - mean)[:, None]
     assert ((products.mean(0) - cov) / (products.std(0) / n**0.5)).abs().max() < 4
@@ -312,10 +311,10 @@ def test_denoising_walk_adds_no_noise_at_the_last_step():
         """Mean squared distance to the nearest part per coordinate, in its variances, less the exact law's 1."""
         return (torch.cdist(x, prior.means).min(1).values.square().mean() / 2 / 1e-6).item() - 1
 
-    assert abs(excess(exact.sample(seeded(3)))) < 0.1
+    assert abs(excess(exact.sample(1, seeded(3))[0])) < 0.1
     assert -1 <= excess(right) < 0.1  # x̂_0 leaves out at most the variance of a part
     assert excess(wrong) > 90  # β_1 is a hundred of them
-    hit, drawn = (torch.cdist(x, prior.means).argmin(1) for x in (right, exact.sample(seeded(4))))
+    hit, drawn = (torch.cdist(x, prior.means).argmin(1) for x in (right, exact.sample(1, seeded(4))[0]))
     for k in range(3):  # and the parts come with the posterior's shares
         gap = (hit == k).double() - (drawn == k).double()
         assert abs(gap.mean()) < 4 * gap.std() / n**0.5
@@ -419,6 +418,29 @@ def test_replacement_is_biased_however_fine_the_steps():
     assert abs(replaced - exact) > 10 * se
 
 
+def test_errors_of_a_method():
+    """Floor 0 for exact samples; a known shift and a known widening come out as what they are."""
+    b, n = 200, 39
+    x_0 = PRIOR.sample(b, seeded())
+    exact = exact_posterior(PRIOR, measure(SLANTED, x_0, 0.2, seeded(1)))
+    mean, cov = exact.mean(), exact.covariance()
+    trace = cov.diagonal(dim1=1, dim2=2).sum(1).mean()
+    drawn = exact.sample(n, seeded(2))
+    shift = torch.tensor([0.4, -0.3], dtype=DOUBLE)
+    stretch = (cov.square().sum((1, 2)) * 0.44**2).mean() / cov.square().sum((1, 2)).mean()
+    cases = {
+        "exact": (drawn, {"mean": 0.0, "spread": 0.0, "covariance": 0.0, "coverage": 0.9}),
+        "shifted": (drawn + shift, {"mean": (0.25 / trace).item(), "spread": 0.0, "covariance": 0.0}),
+        "widened": (mean + 1.2 * (drawn - mean), {"mean": 0.0, "spread": 0.44, "covariance": stretch.item()}),
+    }
+    for name, (samples, expected) in cases.items():
+        found = posterior_errors(samples, exact, x_0)
+        for key, value in expected.items():
+            error = found[key].std() / b**0.5
+            assert abs(found[key].mean() - value) < 4 * error, (name, key)
+    assert posterior_errors(drawn + shift, exact, x_0)["mean"].mean() > 0.5 * 0.25 / trace
+
+
 # Errors
 
 
@@ -440,6 +462,11 @@ def stay(x_t: Tensor, s: int, t: int) -> Gaussian:
         (lambda: Mask(torch.ones(3)), ValueError, "keep of dtype torch.float32: expected a bool tensor"),
         (lambda: Mask(torch.zeros(3, dtype=torch.bool)), ValueError, "keep of .* at least one True"),
         (lambda: Matrix(torch.ones(3)), ValueError, r"entries of shape \(3,\): expected \(m, d\)"),
+        (
+            lambda: posterior_errors(normal(9, 3, 2), FullMixture.of(PRIOR), normal(3, 2)),
+            ValueError,
+            r"samples of shape \(9, 3, 2\), .* 1 exact laws: expected \(n, batch, d\)",
+        ),
         (lambda: blur(8, 0.0), ValueError, r"width = 0\.0: expected a positive number"),
         (lambda: average_pool(8, 3), ValueError, "factor = 3: expected a divisor of side = 8"),
         (lambda: gaussian_spread(0.0), ValueError, r"prior_var = 0\.0: expected a positive"),
