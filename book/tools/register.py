@@ -1,8 +1,8 @@
 """The register of the five documents' statements, and the pages made from it: verification table and errata.
 
 ``book/register/<topic>.yaml`` holds one entry for each statement: where it stands, what it says, the verdict, the equation
-of the book that covers it, the function that implements it and the test that proves it. ``derivations.yaml`` lists the
-numbered equations that no document states: the steps in between.
+of the book that covers it, the function that implements it and the test that proves it. ``derivations/<chapter>.yaml`` lists
+the numbered equations that no document states: the steps in between.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 import inspect
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -53,7 +54,7 @@ class Statement:
     function : full name of the function, method or object of the package that implements it
     test : ``tests/file.py::test_name``, the proof; empty only with ``undecided``
     printed, corrected, why : for errata, the formula or phrase as printed, as it should be, and the reason
-    size : for errata, name of the function in ``errata.py`` that computes how large the error is
+    size : for errata, name of the function in ``errata/<topic>.py`` that computes how large the error is
     undecided : for a claim in prose that no test can decide, why not
     """
 
@@ -84,8 +85,10 @@ def statements() -> dict[str, list[Statement]]:
 
 def derivations() -> dict[str, str]:
     """Return the labels of equations that belong to a derivation rather than to a document, and what each is."""
-    path = REGISTER / "derivations.yaml"
-    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+    found: dict[str, str] = {}
+    for path in sorted((REGISTER / "derivations").glob("*.yaml")):
+        found |= yaml.safe_load(path.read_text())
+    return found
 
 
 def labels() -> dict[str, str]:
@@ -110,6 +113,11 @@ def resolve(name: str) -> object:
         except AttributeError as error:
             raise LookupError(f"{name}: {error}") from error
     raise LookupError(f"{name}: no such module")
+
+
+def size_of(topic: str, name: str) -> Callable[[], str]:
+    """Return the function of ``errata/<topic>.py`` that computes how large an error is and says so with its unit."""
+    return getattr(importlib.import_module(f"errata.{topic}"), name)
 
 
 def verification_table() -> str:
@@ -142,8 +150,6 @@ def verification_table() -> str:
 
 def errata() -> str:
     """Return the errata as MyST: for each, place, as printed, as it should be, why, and its size, computed here."""
-    import errata as sizes
-
     lines = []
     for topic, rows in statements().items():
         wrong = [row for row in rows if row.verdict in ERRATA]
@@ -158,7 +164,7 @@ def errata() -> str:
             ]
             lines += ["", f": why: {row.why}"]
             if row.size:
-                lines += ["", f": how large: {getattr(sizes, row.size)()}"]
+                lines += ["", f": how large: {size_of(topic, row.size)()}"]
             lines.append("")
     return "\n".join(lines) + "\n"
 
