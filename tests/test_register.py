@@ -21,7 +21,7 @@ COUNTS = {
 
 
 @cache
-def tests_of(file: str) -> set[str]:
+def names_in(file: str) -> set[str]:
     tree = ast.parse((ROOT / file).read_text())
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
@@ -50,7 +50,7 @@ def test_every_statement_has_an_equation_a_function_and_a_test_that_exist(topic:
         except (LookupError, ValueError) as error:
             problems.append(f"{row.id}: {error}")
         file, _, test = row.test.partition("::")
-        if not (ROOT / file).is_file() or test not in tests_of(file):
+        if not (ROOT / file).is_file() or test not in names_in(file):
             problems.append(f"{row.id}: no test {row.test!r}")
     assert problems == []
 
