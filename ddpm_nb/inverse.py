@@ -440,8 +440,8 @@ class DPS:
         law = self.kernel(x_t, s, t)
         _, residual, pull_back = _linearized(self.denoise, self.measurement, x_t, t)
         norm = residual.flatten(1).norm(dim=1).reshape(-1, *[1] * (residual.ndim - 1))
-        # ∇‖r‖² = −2 Jᵀ Aᵀ r; a residual of exactly 0 pulls nowhere
-        return Gaussian(law.mean + 2 * self.step * pull_back(residual / norm.clamp(min=1e-300)), law.var)
+        unit = residual / norm.clamp(min=torch.finfo(norm.dtype).tiny)  # a residual of exactly 0 pulls nowhere
+        return Gaussian(law.mean + 2 * self.step * pull_back(unit), law.var)  # ∇‖r‖² = −2 Jᵀ Aᵀ r
 
 
 def _linearized(

@@ -366,6 +366,29 @@ def test_dps_step_is_the_gradient_of_the_residual():
     assert torch.equal(law.var, kernel(x, s, t).var)
 
 
+def test_dps_without_a_residual_is_the_kernel():
+    x, denoise = normal(3, 2).float(), PRIOR.denoiser(Q)
+    m = Measurement(SLANTED, SLANTED(denoise(x, 250)), 0.3)
+    law = DPS(Ancestral(Q, denoise), denoise, m)(x, 240, 250)
+    assert torch.equal(law.mean, Ancestral(Q, denoise)(x, 240, 250).mean)
+
+
+def test_methods_keep_the_dtype_of_the_state():
+    """float32 states and measurements give float32 answers, equal to float64's within its rounding."""
+    m = Measurement(FIRST, normal(4, 1), 0.3)
+    denoise, x = PRIOR.denoiser(Q), normal(4, 2, seed=1)
+    kernel = Ancestral(Q, denoise)
+    for method in (
+        Replacement(kernel, Q, m),
+        DPS(kernel, denoise, m),
+        Ancestral(Q, guided(denoise, Q, m, gaussian_spread())),
+        Ancestral(Q, exact_posterior(PRIOR, m).denoiser(Q)),
+    ):
+        single, double = method(x.float(), 300, 400), method(x, 300, 400)
+        assert single.mean.dtype == torch.float32
+        torch.testing.assert_close(single.mean.double(), double.mean, rtol=0, atol=3e-6)
+
+
 def test_guided_denoiser_walks_under_no_grad():
     m = Measurement(SLANTED, normal(4, 1), 0.3)
     kernel = Ancestral(Q, guided(PRIOR.denoiser(Q), Q, m, gaussian_spread()))
