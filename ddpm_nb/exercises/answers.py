@@ -1,0 +1,12 @@
+"""What the checks of all chapters share: how an answer is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Check = Callable[[Any], None]  # raises NotYet if the answer is not right
+
+
+class NotYet(Exception):
+    """An answer is not right; the message says in which respect, and where to look."""
