@@ -1,7 +1,7 @@
 """The book's exercises: ``check("1.1", answer)`` says whether an answer is right, and if not, what to look at.
 
-Each exercise asks for a function or a value. A check compares it with an independent computation and words its message for
-the slips that readers make; it never shows the solution.
+Each exercise asks for a function or a value. A check compares it with an independent computation and words its
+message for the slips that readers make; it never shows the solution.
 """
 
 from __future__ import annotations

@@ -8,5 +8,5 @@ from typing import Any
 Check = Callable[[Any], None]  # raises NotYet if the answer is not right
 
 
-class NotYet(Exception):
+class NotYet(Exception):  # noqa: N818 (it reads as what it says)
     """An answer is not right; the message says in which respect, and where to look."""
