@@ -1,0 +1,146 @@
+"""How large the documents' errors on the forward posterior are (chapter 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ddpm_nb.data import DATASETS
+from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.gaussian import Gaussian
+from ddpm_nb.schedule import cosine_schedule, linear_schedule
+
+F64 = torch.float64
+Q = GaussianDiffusion(linear_schedule())
+T = Q.schedule.T
+ONE, ZERO = torch.ones(1, dtype=F64), torch.zeros(1, dtype=F64)
+THREE_MODES = GaussianMixture([0.3, 0.45, 0.25], [[-1.38], [0.24], [1.22]], [0.01, 0.02, 0.03])
+
+
+def exchanged_root() -> str:
+    """√ᾱ_t for √α_t in front of x_t: the printed mean over the true one at x_0 = 0, and the chain that uses it."""
+    factor = {t: Q.schedule.alpha_bar(t - 1).sqrt().item() for t in (500, T)}
+    t = torch.arange(1, T + 1)
+    clean, noisy = torch.ones(T, dtype=F64), torch.zeros(T, dtype=F64)
+    on_x_0, on_x_t = Q.posterior(clean, noisy, t - 1, t).mean, Q.posterior(noisy, clean, t - 1, t).mean
+    gain = (
+        on_x_0 * Q.schedule.alpha_bar(t).sqrt() + on_x_t * Q.schedule.alpha_bar(t - 1).sqrt()
+    )  # E[x_0 | x_t] = √ᾱ x_t
+    var = 1.0
+    for slope, fresh in zip(gain.flip(0).tolist(), Q.schedule.posterior_var(t - 1, t).flip(0).tolist(), strict=True):
+        var = slope**2 * var + fresh
+    return (
+        f"for $x_0 = 0$ the printed mean is {factor[500]:.2f} of the true one at $t = 500$ and {factor[T]:.4f} of it at "
+        f"$t = {T}$; sampling data of variance 1 with it and the exact denoiser delivers variance {var:.2g}"
+    )
+
+
+def lost_inverse() -> str:
+    """The precision printed where the variance belongs."""
+    var = Q.schedule.posterior_var(499, 500).item()
+    return f"at $t = 500$ the printed line is {1 / var:.0f}, the variance {var:.4f}: a factor of {var**-2:.0f}"
+
+
+def wrong_argument() -> str:
+    """x_t for x_{t−1} in the prior factor: only the likelihood is left to depend on x_{t−1}, with variance β/α."""
+    factor = {
+        t: (Q.schedule.beta(t) / Q.schedule.alpha(t) / Q.schedule.posterior_var(t - 1, t)).item() for t in (2, 500)
+    }
+    return (
+        f"read literally, the variance of $x_{{t-1}}$ is too large by a factor of {factor[2]:.2f} at $t = 2$ and "
+        f"{factor[500]:.3f} at $t = 500$, and the mean $x_t/\\sqrt{{\\alpha_t}}$ ignores $x_0$"
+    )
+
+
+def early_bracket() -> str:
+    """−½ over the first quotient only: the coefficient of x_{t−1}² has the wrong sign, or the wrong size."""
+    t = torch.arange(2, T + 1)
+    leading = -0.5 * Q.schedule.alpha(t) / Q.schedule.beta(t) + 1 / Q.schedule.one_minus_alpha_bar(t - 1)
+    without = t[leading >= 0].tolist()
+    var = {step: (-0.5 / leading[step - 2] / Q.schedule.posterior_var(step - 1, step)).item() for step in (4, T)}
+    return (
+        f"at $t = {', '.join(map(str, without))}$ the printed exponent grows with $x_{{t-1}}^2$ and is no density; "
+        f"at $t = 4$ its variance is {var[4]:.2f} times the true one, at $t = {T}$ {var[T]:.2f} times"
+    )
+
+
+def renamed_constant() -> str:
+    """One letter for C inside the bracket and −C/2 outside it."""
+    x_0, x_t = torch.tensor([0.7], dtype=F64), torch.tensor([0.69], dtype=F64)
+    law = Q.posterior(x_0, x_t, 1, 2)
+    inside = (law.mean.square() / law.var).item()  # C = B²/A
+    return (
+        f"at $t = 2$, $x_0 = 0.7$, $x_2 = 0.69$ the letter stands for {inside:.0f} inside the bracket and for "
+        f"{-inside / 2:.0f} outside; neither contains $x_{{t-1}}$, so the law is not touched"
+    )
+
+
+def early_denominator() -> str:
+    """1 − ᾱ_{t−1} for 1 − ᾱ_t, in the mean and in the variance alike."""
+    factor = {
+        t: (Q.schedule.one_minus_alpha_bar(t) / Q.schedule.one_minus_alpha_bar(t - 1)).item() for t in (2, 11, 500)
+    }
+    return (
+        f"too large by a factor of {factor[2]:.2f} at $t = 2$, {factor[11]:.2f} at $t = 11$ and {factor[500]:.3f} at "
+        "$t = 500$; at $t = 1$ both denominators are 0"
+    )
+
+
+def information() -> str:
+    """I(x_{t−1}; x_0 | x_t): how far the known posterior is from the best kernel that sees x_t alone."""
+    line = torch.linspace(-6, 6, 4801, dtype=F64)
+
+    def about_the_data(t: int) -> float:
+        density = THREE_MODES.diffused(Q, t).log_prob(line[:, None])
+        entropy = -torch.trapezoid(density.exp() * density, line).item()
+        return entropy - 0.5 * math.log(2 * math.pi * math.e * Q.schedule.one_minus_alpha_bar(t).item())
+
+    lost = {t: about_the_data(t - 1) - about_the_data(t) for t in (2, 500)}
+    whole = about_the_data(1) - about_the_data(T)
+    return (
+        f"for data with three modes on the line the two differ by {lost[2]:.2f} nats on average at $t = 2$, by "
+        f"{lost[500]:.1g} nats at $t = 500$ and by {whole:.2f} nats over the steps $t = 2..{T}$"
+    )
+
+
+def not_gaussian() -> str:
+    """KL of the exact reverse kernel from the Gaussian of the same mean and variance."""
+
+    def divergence(law: GaussianMixture, x_t: float, s: int, t: int) -> float:
+        kernel = law.reverse_kernel(Q, torch.tensor([x_t], dtype=F64), s, t)
+        sd = kernel.covariance()[0].sqrt()
+        x_s = kernel.mean() + sd * torch.linspace(-9, 9, 6001, dtype=F64)
+        log = kernel.log_prob(x_s[:, None])
+        return torch.trapezoid(log.exp() * (log - Gaussian(kernel.mean(), sd**2).log_prob(x_s)), x_s).item()
+
+    few, many = divergence(THREE_MODES, 0.3, 490, 500), divergence(THREE_MODES, 0.3, 25, 500)
+    pair = GaussianMixture([1.0, 1.0], [[-0.025], [0.025]], [1e-12, 1e-12])
+    return (
+        f"for data with three modes the kernel at $x_t = 0.3$ is {few:.0e} nats away from the Gaussian of its mean and "
+        f"variance for 10 steps back from $t = 500$, but {many:.2f} nats for 475 steps; and for two data points 0.05 apart "
+        f"it is {divergence(pair, 0.0, 1, 2):.2f} nats away in the single step from $t = 2$, small as $\\beta_2$ is"
+    )
+
+
+def short_weights() -> str:
+    """How far the weights of the posterior mean fall short of summing to one."""
+
+    def total(q: GaussianDiffusion, t: int) -> float:
+        return (q.posterior(ONE, ZERO, t - 1, t).mean + q.posterior(ZERO, ONE, t - 1, t).mean).item()
+
+    cosine = GaussianDiffusion(cosine_schedule())
+    return (
+        f"the weights sum to {total(Q, 500):.4f} at $t = 500$ and {total(Q, T):.4f} at $t = {T}$ (linear), but to "
+        f"{total(cosine, 990):.2f} at $t = 990$ and {total(cosine, T):.3f} at $t = {T}$ with the cosine schedule"
+    )
+
+
+def cost_of_the_kernel() -> str:
+    """Multiplications of one exact reverse step for a list of images."""
+    n, d = 60_000, DATASETS["fashion_mnist"].side ** 2
+    return (
+        f"for the {n} training images of Fashion-MNIST, $d = {d}$, the distances of one exact step back take "
+        f"$nd = {n * d / 1e6:.0f}$ million multiplications, and the cost grows in proportion to $d$"
+    )
