@@ -119,6 +119,15 @@ def test_the_best_denoiser_has_errors_uncorrelated_with_every_function_of_x_t(q,
         assert (product.mean(0).abs() < 4 * product.std(0) / math.sqrt(n)).all()
 
 
+def test_the_reverse_kernel_is_bayes_rule_on_the_diffused_laws(q, law, draw):
+    d = law.means.shape[1]
+    for s, t in ((0, 1), (1, 2), (3, 15), (19, 20)):
+        x_t, x_s = draw(d, seed=t), draw(10, d, seed=s)
+        ahead = q.transition(x_s, s, t).log_prob(x_t)
+        expected = law.diffused(q, s).log_prob(x_s) + ahead - law.diffused(q, t).log_prob(x_t[None])
+        assert_close(law.reverse_kernel(q, x_t, s, t).log_prob(x_s), expected, rtol=1e-10, atol=1e-10)
+
+
 def test_moments_of_samples(law, rng):
     n = 40_000
     x = law.sample(n, rng(0))

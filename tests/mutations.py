@@ -1,0 +1,449 @@
+"""Plant known bugs, one at a time, and see that the tests named for them fail.
+
+    python tests/mutations.py [--only NAME]
+
+Each plant replaces one passage of a module in a temporary copy of the package, so the checkout is never touched. The
+exit status is 1 if a plant survives a test that should catch it, or if its passage is no longer in the source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A bug: in ``module``, ``source`` becomes ``bug``, and each of ``tests`` must fail."""
+
+    name: str
+    module: str
+    source: str
+    bug: str
+    tests: tuple[str, ...]
+
+
+PLANTS = (
+    Plant(
+        "cumulative factor in the posterior mean",
+        "diffusion",
+        "coefficient(left.sqrt() * q.one_minus_alpha_bar(s) / noise, x_t)",
+        "coefficient(q.alpha_bar(t).sqrt() * q.one_minus_alpha_bar(s) / noise, x_t)",
+        (
+            "test_diffusion::test_posterior_times_marginal_is_transition_times_marginal",
+            "test_sampling::test_ancestral_steps_are_those_of_the_ddpm_scheduler",
+        ),
+    ),
+    Plant(
+        "earlier noise in the posterior's denominator",
+        "diffusion",
+        "left, added, noise = q.alpha_between(s, t), q.beta_between(s, t), q.one_minus_alpha_bar(t)",
+        "left, added, noise = q.alpha_between(s, t), q.beta_between(s, t), q.one_minus_alpha_bar(max(s, 1))",
+        ("test_diffusion::test_one_step_posterior_in_the_letters_of_the_documents",),
+    ),
+    Plant(
+        "missing root in the noising",
+        "diffusion",
+        "noise = coefficient(self.schedule.one_minus_alpha_bar(t).sqrt(), x_0)",
+        "noise = coefficient(self.schedule.one_minus_alpha_bar(t), x_0)",
+        (
+            "test_diffusion::test_diffuse_is_a_draw_from_the_marginal",
+            "test_diffusion::test_diffused_noise_of_unit_variance_keeps_unit_variance",
+        ),
+    ),
+    Plant(
+        "order of the steps not checked",
+        "diffusion",
+        "    elif s >= t:\n",
+        "    elif s > t:\n",
+        ("test_diffusion::test_errors_name_argument_value_and_what_was_expected",),
+    ),
+    Plant(
+        "unsquared beta in the weight",
+        "bound",
+        "return schedule.beta(t) ** 2 / spread",
+        "return schedule.beta(t) / spread",
+        ("test_bound::test_eps_weight_times_the_error_is_the_step_term_above_its_floor",),
+    ),
+    Plant(
+        "weight on x_0 without its half",
+        "bound",
+        "return 0.5 * (schedule.snr(t - 1) - schedule.snr(t))",
+        "return schedule.snr(t - 1) - schedule.snr(t)",
+        ("test_bound::test_x_0_weight_times_the_error_is_the_step_term",),
+    ),
+    Plant(
+        "t never updated in the bound",
+        "bound",
+        "steps.append(step_term(q, denoise, x_0, x_t, t, variance)[None])",
+        "steps.append(step_term(q, denoise, x_0, x_t, 2, variance)[None])",
+        (
+            "test_bound::test_terms_stand_in_their_places",
+            "test_bound::test_the_mean_bound_is_entropy_plus_the_divergence_of_the_paths",
+        ),
+    ),
+    Plant(
+        "reconstruction left out of the bound",
+        "bound",
+        "return self.prior + self.steps.sum(0) + self.reconstruction",
+        "return self.prior + self.steps.sum(0)",
+        ("test_bound::test_the_mean_bound_is_entropy_plus_the_divergence_of_the_paths",),
+    ),
+    Plant(
+        "tails of the discretized decoder lost",
+        "bound",
+        "upper = torch.where(x_0 > 1 - half, math.inf, (x_0 + half - law.mean) / std)",
+        "upper = (x_0 + half - law.mean) / std",
+        ("test_bound::test_probabilities_of_all_levels_sum_to_one",),
+    ),
+    Plant(
+        "signal as the determinant of v",
+        "denoiser",
+        "        det = b * signal - a * noise\n"
+        "        return weighted_sum(coefficient(b / det, x_t), x_t, coefficient(-noise / det, x_t), y)",
+        "        det = b * signal\n"
+        "        return weighted_sum(coefficient(b / det, x_t), x_t, coefficient(-noise / det, x_t), y)",
+        (
+            "test_denoiser::test_round_trip_at_every_step",
+            "test_denoiser::test_v_is_exact_over_the_whole_cosine_schedule",
+        ),
+    ),
+    Plant(
+        "network asked one step too early",
+        "denoiser",
+        "torch.full(x_t.shape[:1], t, device=x_t.device)",
+        "torch.full(x_t.shape[:1], t - 1, device=x_t.device)",
+        (
+            "test_denoiser::test_the_network_is_asked_at_the_step_itself",
+            "test_sampling::test_ddim_steps_are_those_of_the_ddim_scheduler",
+        ),
+    ),
+    Plant(
+        "score with the wrong sign",
+        "denoiser",
+        "-q.one_minus_alpha_bar(t).rsqrt()",
+        "q.one_minus_alpha_bar(t).rsqrt()",
+        ("test_denoiser::test_the_score_target_is_the_gradient_of_the_log_marginal",),
+    ),
+    Plant(
+        "float32 cumulative product",
+        "schedule",
+        "torch.log1p(-beta).cumsum(0)",
+        "(1 - beta.float()).cumprod(0).double().log()",
+        (
+            "test_schedule::test_one_minus_alpha_bar_survives_the_cast_to_float32",
+            "test_schedule::test_linear_schedule_is_a_line_of_betas",
+        ),
+    ),
+    Plant(
+        "betas of a list rounded to float32",
+        "schedule",
+        'torch.as_tensor(betas, dtype=torch.float64, device="cpu")',
+        'torch.as_tensor(betas, device="cpu").to(torch.float64)',
+        ("test_schedule::test_every_quantity_against_products_in_fifty_digits",),
+    ),
+    Plant(
+        "cosine without the square",
+        "schedule",
+        "torch.cos((u + offset) / (1 + offset) * (math.pi / 2)).square()",
+        "torch.cos((u + offset) / (1 + offset) * (math.pi / 2))",
+        (
+            "test_schedule::test_cosine_schedule_is_a_squared_cosine_with_a_clipped_end",
+            "test_schedule::test_the_middle_of_the_cosine_schedule_has_lost_half_of_the_power",
+        ),
+    ),
+    Plant(
+        "squared line of betas",
+        "schedule",
+        'torch.linspace(beta_1, beta_T, whole_number("T", T, least=1), dtype=torch.float64)',
+        'torch.linspace(beta_1**2, beta_T**2, whole_number("T", T, least=1), dtype=torch.float64)',
+        ("test_schedule::test_default_schedules_end_in_noise",),
+    ),
+    Plant(
+        "noise power by subtraction",
+        "schedule",
+        "return 0.0 - torch.expm1(self.log_alpha_bar(t))",
+        "return 1 - self.log_alpha_bar(t).exp()",
+        ("test_schedule::test_every_quantity_against_products_in_fifty_digits",),
+    ),
+    Plant(
+        "deviation and variance exchanged",
+        "gaussian",
+        "std = math.sqrt(self.var.item())",
+        "std = self.var.item()",
+        (
+            "test_gaussian::test_a_sample_is_mean_plus_standard_deviation_times_noise",
+            "test_gaussian::test_samples_have_the_stated_variance",
+        ),
+    ),
+    Plant(
+        "deviation and variance exchanged, one for each sample",
+        "gaussian",
+        "torch.addcmul(self.mean, self.var.sqrt(), self._noise(generator))",
+        "torch.addcmul(self.mean, self.var, self._noise(generator))",
+        ("test_gaussian::test_samples_have_the_stated_variance",),
+    ),
+    Plant(
+        "wrong sign of the logarithm in KL",
+        "gaussian",
+        "return _sum_event(0.5 * (distance + excess - torch.log1p(excess)))",
+        "return _sum_event(0.5 * (distance + excess + torch.log1p(excess)))",
+        (
+            "test_gaussian::test_kl_is_that_of_torch_distributions",
+            "test_gaussian::test_kl_is_the_integral_of_p_log_p_over_q",
+        ),
+    ),
+    Plant(
+        "uniform noise",
+        "gaussian",
+        "noise = torch.randn(",
+        "noise = torch.rand(",
+        ("test_gaussian::test_samples_have_the_stated_variance",),
+    ),
+    Plant(
+        "prior ignored in the exact denoiser",
+        "exact",
+        "self.weights.log().to(x.device)",
+        "torch.zeros_like(self.weights)",
+        ("test_exact::test_the_denoiser_is_the_posterior_mean_by_quadrature",),
+    ),
+    Plant(
+        "noise at the last step",
+        "sampling",
+        "return law if s == 0 else Gaussian(law.mean, self.variance(self.q.schedule, s, t))",
+        "return Gaussian(law.mean, self.variance(self.q.schedule, s, t) if s else self.q.schedule.beta(t))",
+        (
+            "test_sampling::test_the_step_to_the_data_is_the_estimate_without_noise",
+            "test_sampling::test_samplers_with_the_exact_denoiser_reproduce_the_law",
+        ),
+    ),
+    Plant(
+        "guard of the last step off by one",
+        "sampling",
+        "return law if s == 0 else",
+        "return law if s <= 1 else",
+        ("test_sampling::test_ancestral_is_the_posterior_at_the_estimate",),
+    ),
+    Plant(
+        "beta for beta tilde in DDIM",
+        "sampling",
+        "var = self.eta**2 * schedule.posterior_var(s, t)",
+        "var = self.eta**2 * schedule.beta_between(s, t)",
+        (
+            "test_sampling::test_ddim_steps_are_those_of_the_ddim_scheduler",
+            "test_sampling::test_ddim_with_eta_one_is_ancestral_sampling",
+        ),
+    ),
+    Plant(
+        "DDIM's direction at the full noise",
+        "sampling",
+        "(schedule.one_minus_alpha_bar(s) - var).clamp(min=0).sqrt()",
+        "schedule.one_minus_alpha_bar(s).sqrt()",
+        ("test_sampling::test_knowing_the_data_every_kernel_maps_marginal_to_marginal",),
+    ),
+    Plant(
+        "walk one step behind",
+        "sampling",
+        "x = kernel(x, s, t).sample(generator)",
+        "x = kernel(x, max(s - 1, 0), max(t - 1, 1)).sample(generator)",
+        (
+            "test_sampling::test_a_walk_yields_the_state_after_each_step_without_gradients",
+            "test_sampling::test_a_whole_walk_is_a_whole_run_of_the_scheduler",
+        ),
+    ),
+    Plant(
+        "decay exchanged in the moving average",
+        "training",
+        "list(network.parameters()), 1 - decay)",
+        "list(network.parameters()), decay)",
+        ("test_training::test_ema_is_the_weighted_sum_of_its_history",),
+    ),
+    Plant(
+        "seed ignored",
+        "training",
+        "np.random.SeedSequence([seed, step])",
+        "np.random.SeedSequence([0, step])",
+        (
+            "test_training::test_a_batch_is_a_function_of_seed_and_step",
+            "test_training::test_the_same_seed_gives_the_same_weights",
+        ),
+    ),
+    Plant(
+        "randomness of the number of calls",
+        "training",
+        "np.random.SeedSequence([seed, step])",
+        "np.random.SeedSequence([seed, step, _CALLS.append(0) or len(_CALLS)])",
+        ("test_training::test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit",),
+    ),
+    Plant(
+        "last step never trained",
+        "training",
+        "torch.randint(1, q.schedule.T + 1,",
+        "torch.randint(1, q.schedule.T,",
+        ("test_training::test_steps_are_uniform_from_1_to_T_and_noise_is_normal",),
+    ),
+    Plant(
+        "weights moved before the loss is looked at",
+        "training",
+        'if (loss.device.type == "cpu" or number % 50 == 0) and not bool(torch.isfinite(loss)):',
+        "if number % 50 == 0 and not bool(torch.isfinite(loss)):",
+        ("test_training::test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights",),
+    ),
+    Plant(
+        "every process takes the whole batch",
+        "training",
+        "share = slice(accelerator.process_index, None, accelerator.num_processes)",
+        "share = slice(None)",
+        ("test_training::test_processes_share_one_batch",),
+    ),
+    Plant(
+        "hash of a checkpoint not verified",
+        "checkpoint",
+        'if metadata.get("sha256") != _digest(document, tensors):',
+        "if False:",
+        (
+            "test_checkpoint::test_every_flipped_bit_is_noticed",
+            "test_checkpoint::test_a_changed_weight_is_named_as_such",
+        ),
+    ),
+    Plant(
+        "checkpoint written in place",
+        "checkpoint",
+        "save_file(tensors, aside, metadata=metadata)",
+        "save_file(tensors, path, metadata=metadata); save_file(tensors, aside, metadata=metadata)",
+        ("test_checkpoint::test_a_save_that_fails_leaves_the_old_file_and_nothing_else",),
+    ),
+    Plant(
+        "places that read alike share a tensor",
+        "checkpoint",
+        "        while name in tensors:",
+        "        while False:",
+        ("test_checkpoint::test_keys_that_look_alike_do_not_overwrite_each_other",),
+    ),
+    Plant(
+        "md5 of the data not verified",
+        "data",
+        "    if digest != md5[file]:",
+        "    if False:",
+        (
+            "test_data::test_a_changed_pixel_is_noticed",
+            "test_data::test_swapped_files_are_named",
+            "test_data::test_a_truncated_file_is_named",
+        ),
+    ),
+    Plant(
+        "md5 of a download not verified",
+        "data",
+        'registry = {file: f"md5:{digest}" for file, digest in card.md5.items()}',
+        "registry = dict.fromkeys(card.md5)",
+        ("test_data::test_a_corrupted_download_is_refused_and_what_was_good_stays",),
+    ),
+    Plant(
+        "biased energy distance",
+        "metrics",
+        "(len(x) * (len(x) - 1))",
+        "len(x) ** 2",
+        ("test_metrics::test_energy_distance_is_unbiased_at_equal_laws", "test_metrics::test_energy_distance_by_hand"),
+    ),
+    Plant(
+        "covariances added without their root",
+        "metrics",
+        "clamp(min=0).sqrt().sum()",
+        "clamp(min=0).sum()",
+        ("test_metrics::test_frechet_distance_is_that_of_the_matrix_square_root",),
+    ),
+    Plant(
+        "time ignored by the network",
+        "nets",
+        "h = torch.addcmul(shift, self.norm_2(h), 1 + scale)",
+        "h = self.norm_2(h)",
+        ("test_nets::test_the_prediction_depends_on_x_and_on_t_sample_by_sample",),
+    ),
+    Plant(
+        "bools taken for whole numbers",
+        "notebook",
+        "if isinstance(value, bool) and kind is not bool:",
+        "if False:",
+        ("test_notebook::test_wrong_parameters_are_refused_by_name",),
+    ),
+)
+
+
+def run_tests(copy: Path, tests: tuple[str, ...]) -> tuple[int, set[str]]:
+    """Run the named tests on the package in ``copy``; return pytest's exit status and the names that failed."""
+    names = [f"tests/{test.replace('::', '.py::')}" for test in tests]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", *names]
+    result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = {test for test, name in zip(tests, names) if any(f" {name}" in line for line in lines)}
+    return result.returncode, failed
+
+
+def copy_project(folder: Path) -> Path:
+    """Copy the package and its tests to ``folder``; stop if an interpreter there would import another copy."""
+    for name in ("ddpm_nb", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    code = "import ddpm_nb; print(ddpm_nb.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    where = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    if Path(where.stdout.strip()).parent != folder / "ddpm_nb":
+        raise SystemExit(f"the tests would import {where.stdout.strip() or where.stderr}, not the copy in {folder}")
+    return folder
+
+
+def verdict(plant: Plant, copy: Path) -> str:
+    """Return 'caught', or what went wrong."""
+    path = copy / "ddpm_nb" / f"{plant.module}.py"
+    original = path.read_text("utf-8")
+    if original.count(plant.source) != 1:
+        return f"its passage stands {original.count(plant.source)} times in {plant.module}.py"
+    bug = original.replace(plant.source, plant.bug)
+    path.write_text(bug + "\n\n_CALLS: list[int] = []\n", "utf-8")
+    try:
+        status, failed = run_tests(copy, plant.tests)
+    finally:
+        path.write_text(original, "utf-8")
+    if status not in (0, 1):
+        return f"pytest ended with status {status}: the tests did not run"
+    missed = [test for test in plant.tests if test not in failed]
+    return f"SURVIVES {', '.join(missed)}" if missed else "caught"
+
+
+def main() -> int:
+    """Plant every bug, or the one named; print a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", metavar="NAME", help="plants whose name contains this")
+    only = parser.parse_args().only or ""
+    plants = [plant for plant in PLANTS if only in plant.name]
+    if not plants:
+        parser.error(f"no plant is called {only!r}; known: {'; '.join(plant.name for plant in PLANTS)}")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copy_project(Path(folder).resolve())
+        tests = tuple(sorted({test for plant in plants for test in plant.tests}))
+        status, failed = run_tests(copy, tests)
+        if status:
+            print(
+                f"without any plant, pytest ends with status {status}; failing: {', '.join(sorted(failed)) or 'none'}"
+            )
+            return 1
+        verdicts = []
+        for plant in plants:
+            verdicts.append(verdict(plant, copy))
+            print(f"{plant.module:<11} {plant.name}: {verdicts[-1]}", flush=True)
+    caught = verdicts.count("caught")
+    print(f"{caught} of {len(plants)} plants caught")
+    return int(caught < len(plants))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
