@@ -443,7 +443,7 @@ def test_replacement_is_biased_however_fine_the_steps():
 
 def test_errors_of_a_method():
     """Floor 0 for exact samples; a known shift and a known widening come out as what they are."""
-    b, n = 200, 39
+    b, n = 2_000, 39
     x_0 = PRIOR.sample(b, seeded())
     exact = exact_posterior(PRIOR, measure(SLANTED, x_0, 0.2, seeded(1)))
     mean, cov = exact.mean(), exact.covariance()
@@ -461,7 +461,6 @@ def test_errors_of_a_method():
         for key, value in expected.items():
             error = found[key].std() / b**0.5
             assert abs(found[key].mean() - value) < 4 * error, (name, key)
-    assert posterior_errors(drawn + shift, exact, x_0)["mean"].mean() > 0.5 * 0.25 / trace
 
 
 # Errors
