@@ -17,48 +17,50 @@ ORDER = [
     {"inverse"},
     {"exercises"},  # checks of readers' answers may use every layer
 ]
-LEAVES = {"nets", "data", "checkpoint", "metrics", "plots", "notebook"}
+LEAVES = {"conventions", "nets", "data", "checkpoint", "metrics", "plots", "notebook"}
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
-def imports(source: str) -> set[str]:
-    """Modules of the package that a source imports, wherever in it; relative imports count as of the package."""
+def place(file: Path) -> str:
+    """The module, or the folder of modules, that a file of the package belongs to."""
+    return file.parts[0].removesuffix(".py")
+
+
+def imports(source: str, folder: str = "ddpm_nb") -> set[str]:
+    """What a source in ``folder`` imports of the package, wherever in it: names of modules or folders of modules."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("ddpm_nb.")}
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            if node.level:
-                module = f"ddpm_nb.{module}".rstrip(".")
-            if module == "ddpm_nb":
-                found |= {alias.name for alias in node.names if not alias.name.startswith("__")}
-            elif module.startswith("ddpm_nb."):
-                found.add(module.split(".")[1])
+            home = folder.rsplit(".", node.level - 1)[0] if node.level else ""
+            module = ".".join(filter(None, (home, node.module)))
+            names = [f"{module}.{alias.name}" for alias in node.names if not alias.name.startswith("__")]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("ddpm_nb.")}
     return found
 
 
-def breaches(name: str, source: str) -> set[str]:
+def breaches(name: str, source: str, folder: str = "ddpm_nb") -> set[str]:
     """Imports of module ``name`` that its place in the order does not allow."""
     allowed = {"arguments"} if name != "arguments" else set()
     if name in LEVEL:
         allowed |= LEAVES | {other for other, level in LEVEL.items() if level < LEVEL[name]}
-    return imports(source) - allowed
+    return imports(source, folder) - allowed - {name}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_modules_import_only_upward(name):
-    assert breaches(name, (PACKAGE / f"{name}.py").read_text("utf-8")) == set()
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_modules_import_only_upward(file):
+    folder = ".".join(("ddpm_nb", *file.parts[:-1]))
+    assert breaches(place(file), (PACKAGE / file).read_text("utf-8"), folder) == set()
 
 
 def test_every_module_has_a_place():
-    assert set(MODULES) <= set(LEVEL) | LEAVES | {"arguments"}
-    assert {"gaussian", "schedule", "diffusion", "denoiser", "exact", "bound", "training", "sampling"} <= set(MODULES)
-
-
-def test_importing_the_package_imports_no_layer():
-    assert imports((PACKAGE / "__init__.py").read_text("utf-8")) == set()
+    places = {place(file) for file in FILES} - {"__init__"}
+    assert places <= set(LEVEL) | LEAVES | {"arguments"}
+    assert {"gaussian", "schedule", "diffusion", "denoiser", "exact", "bound", "training", "sampling"} <= places
 
 
 @pytest.mark.parametrize(
@@ -79,3 +81,10 @@ def test_importing_the_package_imports_no_layer():
 )
 def test_a_breach_is_seen_in_every_form_of_import(name, line, breach):
     assert breaches(name, line) == breach
+
+
+def test_a_folder_of_modules_is_one_module():
+    source = "from .compare import near\nfrom ..gaussian import Gaussian\nfrom ddpm_nb.exercises import chapter_1"
+    assert imports(source, "ddpm_nb.exercises") == {"exercises", "gaussian"}
+    assert breaches("exercises", source, "ddpm_nb.exercises") == set()
+    assert breaches("bound", "from ddpm_nb.exercises.compare import near") == {"exercises"}

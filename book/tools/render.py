@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import register
 
 ROOT = Path(__file__).resolve().parents[2]
 EXECUTED, STAGE, HTML = (ROOT / "_build" / name for name in ("executed", "stage", "html"))
@@ -46,6 +47,23 @@ def status_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def conventions_table() -> str:
+    """Return how other sources write three noise levels of the linear schedule, as MyST."""
+    from ddpm_nb.conventions import CONVENTIONS
+    from ddpm_nb.schedule import linear_schedule
+
+    steps = (1, 500, 1000)
+    heads = " | ".join(f"$t = {t}$" for t in steps)
+    rows = [f"| source | variable | our step $t$ is | {heads} | their state |", "|---|---|---|--:|--:|--:|---|"]
+    for convention in CONVENTIONS.values():
+        logs = [linear_schedule().log_alpha_bar(t) for t in steps]
+        values = " | ".join(f"{convention.level(log).item():.6g}" for log in logs)
+        same = all(convention.scale(log).item() == 1 for log in logs)
+        state = "$x_t$" if same else r"$x_t/\sqrt{\bar\alpha_t}$"
+        rows.append(f"| {convention.source} | {convention.symbol} | {convention.index} | {values} | {state} |")
+    return "\n".join(rows) + "\n"
+
+
 def stage() -> None:
     """Lay out the source tree that Jupyter Book reads."""
     shutil.rmtree(STAGE, ignore_errors=True)
@@ -57,7 +75,14 @@ def stage() -> None:
         nbformat.write(for_reading(nbformat.read(executed, 4)), path)
     generated = STAGE / "book" / "_generated"
     generated.mkdir(exist_ok=True)
-    (generated / "status.md").write_text(status_table())
+    pages = {
+        "status": status_table(),
+        "conventions": conventions_table(),
+        "verification": register.verification_table(),
+        "errata": register.errata(),
+    }
+    for name, text in pages.items():
+        (generated / f"{name}.md").write_text(text)
     shutil.copy(ROOT / "_toc.yml", STAGE)
     config, replaced = re.subn(
         r"execute_notebooks: \w+", 'execute_notebooks: "off"', (ROOT / "_config.yml").read_text()
