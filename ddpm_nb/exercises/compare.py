@@ -99,7 +99,7 @@ def _explains(slip: Function, misses: Sequence[_Miss]) -> bool:
     for miss in misses:
         try:
             made = slip(**miss.case)
-        except (ArithmeticError, ValueError, RuntimeError):
+        except (ArithmeticError, LookupError, ValueError, RuntimeError):
             return False
         made = torch.as_tensor(made, dtype=torch.float64)
         if made.numel() != miss.found.numel():
