@@ -186,7 +186,7 @@ def _exercise_1_3(answer: Any) -> None:
         _slip_1_3(lambda a, u, b, w: _kl_log_var(b, w, a, u), "That is the divergence in the other direction."),
         _slip_1_3(
             lambda a, u, b, w: 0.5 * ((u / w) - 1 - (u / w).log() + (a - b) ** 2 / w),
-            "You used the log variance as if it were the variance: the slip of the notebook named above.",
+            "You used the log variance as if it were the variance: the slip that a bad name invites.",
         ),
         _slip_1_3(
             lambda a, u, b, w: _kl_log_var(a, 2 * u, b, 2 * w),
