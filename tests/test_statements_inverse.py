@@ -64,8 +64,11 @@ def test_the_path_ends_in_the_law_of_the_measurement():
     n = 20_000
     x = PRIOR.sample(n, seeded())
     path = dict(euler_maruyama(PATH, SLANTED(x), times(0, 1, 8), seeded(1)))
-    assert p_value(path[1.0], law(1.0)) > 1e-3
-    assert p_value(measure(SLANTED, x, SIGMA, seeded(2)).y, law(1.0)) > 1e-3
+    for y in (path[1.0], measure(SLANTED, x, SIGMA, seeded(2)).y):
+        assert p_value(y, law(1.0)) > 1e-3
+        noise = (y - SLANTED(x)) / SIGMA
+        assert stats.kstest(noise[:, 0].numpy(), "norm").pvalue > 1e-3
+        assert abs(noise.var().item() - 1) < 4 * math.sqrt(2 / n)
     assert p_value(path[0.5], law(1.0)) < 1e-6
     assert p_value(path[0.5], law(0.5)) > 1e-3
 
