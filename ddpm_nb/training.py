@@ -146,7 +146,8 @@ def train(
         If the loss is not finite; it names the step and the learning rate. On a CPU every step is checked and the
         weights are those before it; on a GPU, which would have to be waited for, every fiftieth.
     """
-    whole_number("seed", seed, least=0)
+    if whole_number("seed", seed, least=0) >= 2**32:
+        raise ValueError(f"seed = {seed}: expected less than 2^32, so that no two runs share their draws")
     whole_number("batch_size", batch_size, least=1)
     if whole_number("steps", steps, least=1) < whole_number("start", start, least=0):
         raise ValueError(f"start = {start}: expected at most steps = {steps}")
