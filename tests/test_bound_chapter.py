@@ -21,11 +21,12 @@ from ddpm_nb.bound import (
     step_gap,
     step_term,
 )
+from ddpm_nb.denoiser import EPS, X0, NetworkDenoiser, V
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.sampling import Ancestral
-from ddpm_nb.schedule import NoiseSchedule, linear_schedule
+from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 
 F64 = torch.float64
 VARIANCES = pytest.mark.parametrize(
@@ -228,6 +229,36 @@ def test_the_ledger_closes(variance, shrink):
     exact = exact_gaps(law, q, denoise, variance)
     assert (exact > -1e-9).all()  # each one is a divergence
     assert (excess.mean() - exact.sum()).abs() < 3 * excess.std() / math.sqrt(len(excess))
+
+
+def random_schedule(seed):
+    """Twelve variances drawn between 0.02 and 0.6, in no order."""
+    return NoiseSchedule.from_betas(0.02 + 0.58 * torch.rand(12, generator=generator(seed), dtype=F64))
+
+
+@pytest.mark.parametrize("target", [EPS, X0, V])
+@pytest.mark.parametrize(
+    "schedule",
+    [linear_schedule(12, 0.01, 0.6), cosine_schedule(12), random_schedule(1), random_schedule(2)],
+    ids=["linear", "cosine", "random 1", "random 2"],
+)
+def test_the_ledger_closes_for_every_schedule_and_parameterization(schedule, target):
+    """A network with an error of its own, whatever it predicts: E[L] − entropy = the sum of the step divergences."""
+    law, q = mixture(), GaussianDiffusion(schedule)
+    best = law.denoiser(q)
+
+    def network(x_t, t):
+        x_0 = best(x_t, t) + 0.1 * torch.sin(3 * x_t + t[:, None])
+        return target.target(q, x_0, X0.eps(q, x_0, x_t, t), t)
+
+    denoise = NetworkDenoiser(network, target, q)
+    draws = generator(7)
+    x_0 = law.sample(20_000, draws)
+    excess = bound_terms(q, denoise, x_0, draws, variance=NoiseSchedule.beta_between).total + law.log_prob(x_0)
+    exact = exact_gaps(law, q, denoise, NoiseSchedule.beta_between)
+    assert exact.sum() > 0.01  # the error costs something
+    assert (excess.mean() - exact.sum()).abs() < 3 * excess.std() / math.sqrt(len(excess))
+    assert excess.mean() > -3 * excess.std() / math.sqrt(len(excess))  # on average never below the exact −log p
 
 
 def test_each_term_is_information_plus_gap():
