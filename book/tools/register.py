@@ -35,6 +35,18 @@ TOPICS = {
     "sampling": "07-sampling",
     "inverse": "08-inverse-problems",
 }
+TITLES = {
+    "gaussians": "Gaussians",
+    "forward": "The forward process",
+    "posterior": "The forward posterior",
+    "vae": "Variational autoencoders",
+    "elbo": "The bound",
+    "parameterizations": "Means, weights and targets",
+    "sde": "The SDE view",
+    "training": "Training",
+    "sampling": "Sampling",
+    "inverse": "Inverse problems",
+}
 ERRATA = ("wrong", "misprint", "imprecise")
 VERDICTS = ("correct", *ERRATA, "convention", "missing")
 
@@ -126,11 +138,11 @@ def verification_table() -> str:
     for topic, rows in statements().items():
         count = Counter("errata" if row.verdict in ERRATA else row.verdict for row in rows)
         shown = " | ".join(str(count[kind]) for kind in ("correct", "errata", "convention", "missing"))
-        lines.append(f"| [{topic}]({TOPICS[topic]}.ipynb) | {len(rows)} | {shown} |")
+        lines.append(f"| [{TITLES[topic]}]({TOPICS[topic]}.ipynb) | {len(rows)} | {shown} |")
     for topic, rows in statements().items():
         lines += [
             "",
-            f"## {topic.capitalize()}",
+            f"## {TITLES[topic]}",
             "",
             "| document | statement | verdict | equation, source, test |",
             "|---|---|---|---|",
@@ -140,7 +152,7 @@ def verification_table() -> str:
             proof += [f"[`{row.function.split('.', 2)[-1]}`](#{row.function})"] if row.function else []
             if row.test:
                 file, _, test = row.test.partition("::")
-                proof.append(f"[`{test}`]({REPOSITORY}/blob/main/{file})")
+                proof.append(f'[test]({REPOSITORY}/blob/main/{file} "{test}")')
             if row.undecided:
                 proof.append(f"*not decided by a test: {row.undecided}*")
             cells = (f"{row.document} {row.place}", row.says, row.verdict, "<br>".join(proof))
@@ -154,7 +166,7 @@ def errata() -> str:
     for topic, rows in statements().items():
         wrong = [row for row in rows if row.verdict in ERRATA]
         if wrong:
-            lines += ["", f"## {topic.capitalize()}", ""]
+            lines += ["", f"## {TITLES[topic]}", ""]
         for row in wrong:
             lines += [f"**{row.document} {row.place}** · {row.verdict}", ""]
             lines += [
