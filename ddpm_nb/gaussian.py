@@ -67,7 +67,7 @@ class Gaussian:
         object.__setattr__(self, "var", var)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw mean + √var z, z ~ N(0, I). Shape of ``mean``. A point mass draws nothing."""
+        """Draw mean + √var z, z ~ N(0, I). Shape of ``mean``. A variance of 0 shared by the batch draws nothing."""
         if self.var.ndim == 0 and self.var.device.type == "cpu":
             std = math.sqrt(self.var.item())
             if std == 0.0:
