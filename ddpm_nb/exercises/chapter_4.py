@@ -132,7 +132,7 @@ def _exercise_4_2(answer: Any) -> None:
         ),
         Slip(
             lambda mean, second: share(second),
-            "Too eager: minimise Σ second/p with Σ p fixed. Its derivative in p has p squared in it.",
+            "Too eager: minimize Σ second/p with Σ p fixed. Its derivative in p has p squared in it.",
         ),
         Slip(
             lambda mean, second: share((second - mean**2).clamp(min=0).sqrt()),

@@ -85,7 +85,7 @@ def sign_of_the_decoder_term() -> str:
     )
 
 
-def bound_is_minimised() -> str:
+def bound_is_minimized() -> str:
     """The value of (9) for the best answer and for the answer 0."""
     reconstruction, steps, prior = parts()
     blind = 0.5 * math.log(2 * math.pi * S.beta(1).item()) + 0.5 / S.beta(1).item() + prior
@@ -94,7 +94,7 @@ def bound_is_minimised() -> str:
     blind += (error + 0.5 * (ratio - 1 - ratio.log())).sum().item()
     return (
         f"for data from $\\mathcal N(0, 1)$ the quantity (9) is {reconstruction + steps.sum().item() + prior:.2f} nats with the best "
-        f"denoiser and {blind:.0f} with the answer 0: maximised, it prefers the worse, and has no upper end"
+        f"denoiser and {blind:.0f} with the answer 0: maximized, it prefers the worse, and has no upper end"
     )
 
 

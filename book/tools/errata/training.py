@@ -36,7 +36,7 @@ def reversed_sign() -> str:
     best = SCHEDULE.alpha_bar(torch.arange(1, T + 1)).sum().item()
     return (
         f"for data of variance 1 the printed sum over $t = 1..{T}$ is {-best:.0f} for each dimension at the best prediction "
-        f"and {-T} at the answer 0: minimised, it prefers the worse, and has no lower end"
+        f"and {-T} at the answer 0: minimized, it prefers the worse, and has no lower end"
     )
 
 
