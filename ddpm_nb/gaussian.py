@@ -62,8 +62,10 @@ class Gaussian:
             raise ValueError(
                 f"var of shape {tuple(var.shape)}: expected one that broadcasts to mean's {tuple(mean.shape)}"
             )
-        if var.device.type == "cpu" and not bool((var >= 0).all()):
-            raise ValueError(f"var = {var.min().item()}: expected variances of at least 0 (a standard deviation?)")
+        if var.device.type == "cpu" and var.numel():
+            smallest = var.item() if var.ndim == 0 else var.min().item()
+            if not smallest >= 0:
+                raise ValueError(f"var = {smallest}: expected variances of at least 0 (a standard deviation?)")
         object.__setattr__(self, "var", var)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
