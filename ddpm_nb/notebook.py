@@ -16,10 +16,11 @@ __all__ = ["Check", "at_least", "between", "check_parameters", "one_of", "proven
 
 @dataclass(frozen=True)
 class Check:
-    """A condition on a parameter, and how an error describes it."""
+    """A condition on a parameter, how an error describes it, and the names it accepts where it is a list of names."""
 
     holds: Callable[[Any], bool]
     expected: str
+    names: tuple[str, ...] = ()
 
 
 def at_least(least: float) -> Check:
@@ -34,7 +35,7 @@ def between(low: float, high: float) -> Check:
 
 def one_of(*options: str) -> Check:
     """Accept the given strings."""
-    return Check(lambda value: value in options, f"one of {', '.join(map(repr, options))}")
+    return Check(lambda value: value in options, f"one of {', '.join(map(repr, options))}", options)
 
 
 def check_parameters(namespace: Mapping[str, Any], **checks: Check) -> None:
@@ -65,8 +66,7 @@ def check_parameters(namespace: Mapping[str, Any], **checks: Check) -> None:
             raise ValueError(f"check of an undeclared parameter {name!r}{nearest(name, declared)}")
         if not check.holds(namespace[name]):
             value = namespace[name]
-            options = check.expected.replace("'", "").removeprefix("one of ").split(", ")
-            hint = nearest(value, options) if isinstance(value, str) else ""
+            hint = nearest(value, check.names) if isinstance(value, str) else ""
             raise ValueError(f"{name} = {value!r}: expected {check.expected}{hint}")
 
 
