@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+
+from ddpm_nb.exercises import verdict
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 
@@ -52,3 +55,14 @@ def solution() -> Any:
         return defined(block, preamble(chapter))
 
     return of
+
+
+@pytest.fixture
+def slip_is_told() -> Callable[[str, Any, str], None]:
+    def check(number: str, answer: Any, phrase: str) -> None:
+        """Assert that an answer is refused with a message in which ``phrase``, a regular expression, is found."""
+        message = verdict(number, answer)
+        assert message is not None
+        assert re.search(phrase, message), message
+
+    return check
