@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ddpm_nb.denoiser import EPS, Denoiser, Parameterization
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.exact import GaussianMixture, expectation, hermite
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.schedule import NoiseSchedule, Time
 
@@ -25,7 +24,6 @@ __all__ = [
     "discretized_decoder",
     "eps_weight",
     "exact_gaps",
-    "expectation",
     "gap_terms",
     "ledger",
     "prior_term",
@@ -260,13 +258,6 @@ def gap_terms(
         return BoundTerms(_prior_gap(law, q, x_s), torch.stack(steps)[1:], steps[0])
 
 
-def expectation(law: GaussianMixture, f: Callable[[Tensor], Tensor], nodes: int = 64) -> Tensor:
-    """E[f(X)] for X ~ law on the line, by Gauss–Hermite quadrature in each part; f maps ``(n, 1)`` to ``(n,)``."""
-    z, weights = _hermite(nodes)
-    x = law.means + law.variances.reshape(-1, 1).sqrt() * z
-    return law.weights @ (f(x.reshape(-1, 1)).reshape(x.shape) @ weights)
-
-
 def exact_gaps(
     law: GaussianMixture,
     q: GaussianDiffusion,
@@ -275,7 +266,7 @@ def exact_gaps(
     nodes: int = 64,
 ) -> Tensor:
     """Return the means of :func:`gap_terms` without sampling, for data on the line: ``(T + 1,)`` as in a ledger."""
-    z, weights = _hermite(nodes)
+    z, weights = hermite(nodes)
 
     def kl(t: int) -> Tensor:
         def given(x_s: Tensor) -> Tensor:
@@ -289,9 +280,3 @@ def exact_gaps(
     T = q.schedule.T
     prior = expectation(law.diffused(q, T), lambda x_T: _prior_gap(law, q, x_T), nodes)
     return torch.stack([*(kl(t) for t in range(1, T + 1)), prior])
-
-
-def _hermite(nodes: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights with Σ weight f(node) = E[f(Z)], Z ~ N(0, 1)."""
-    z, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    return torch.from_numpy(z), torch.from_numpy(weights / weights.sum())

@@ -1,14 +1,17 @@
 """The exact world: laws of data for which every quantity of the book is known in closed form.
 
 Noise turns a mixture of Gaussians into a mixture of Gaussians. So its marginals, scores and denoisers need no
-network, and whatever the book claims can be asserted on it.
+network, and whatever the book claims can be asserted on it: on the line and in the plane by mixtures with few parts, in
+many dimensions by one Gaussian with correlated coordinates, and for a finite set of data by one atom for each of them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +20,7 @@ from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian, observe
 from ddpm_nb.schedule import Time
 
-__all__ = ["GaussianMixture"]
+__all__ = ["CorrelatedGaussian", "GaussianMixture", "empirical", "expectation", "hermite"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +33,13 @@ class GaussianMixture:
     ----------
     weights : Tensor ``(k,)``, positive; normalized here
     means : Tensor ``(k, d)``
-    variances : Tensor ``(k,)`` for isotropic parts, or ``(k, d)`` for independent coordinates; positive
+    variances : Tensor ``(k,)`` for isotropic parts, or ``(k, d)`` for independent coordinates; at least 0, where 0
+        is an atom, which has no density before it is diffused
 
     Raises
     ------
     ValueError
-        If shapes do not match or a weight or variance is not positive.
+        If shapes do not match, a weight is not positive or a variance negative; by what needs a density, at an atom.
     """
 
     weights: Tensor
@@ -51,9 +55,10 @@ class GaussianMixture:
                 f"weights {tuple(weights.shape)}, means {tuple(means.shape)}, variances {tuple(variances.shape)}: "
                 "expected (k,), (k, d) and (k,) or (k, d)"
             )
-        for name, value in (("weights", weights), ("variances", variances)):
-            if not bool((value > 0).all()):
-                raise ValueError(f"{name}: expected positive numbers, the smallest is {value.min().item()}")
+        if not bool((weights > 0).all()):
+            raise ValueError(f"weights: expected positive numbers, the smallest is {weights.min().item()}")
+        if not bool((variances >= 0).all()):
+            raise ValueError(f"variances: expected numbers of at least 0, the smallest is {variances.min().item()}")
         object.__setattr__(self, "weights", weights / weights.sum())
         object.__setattr__(self, "means", means)
         object.__setattr__(self, "variances", variances)
@@ -82,6 +87,18 @@ class GaussianMixture:
         """Log density in nats, shape ``(batch,)``."""
         one = torch.ones(1, 1, dtype=torch.float64, device=x.device)
         return self._log_joint(x, one, self._variances().to(x.device)[None]).logsumexp(1).to(x.dtype)
+
+    def grad_log_prob(self, x: Tensor) -> Tensor:
+        """∇ log density at x ``(batch, d)``: Σ_k p(k | x) (m_k − x)/v_k. Book: [](#eq-s5-score)."""
+        variances = self._variances().expand_as(self.means)
+        log_weights, means, var = (value.to(x.device) for value in (self.weights.log(), self.means, variances))
+        shift = means - x[:, None, :].double()
+        part = (log_weights - 0.5 * (shift.square() / var + var.log()).sum(2)).softmax(1)
+        return (part[:, :, None] * shift / var).sum(1).to(x.dtype)
+
+    def entropy(self, nodes: int = 64) -> Tensor:
+        """−E[log density] in nats, 0-d, by quadrature, for up to three coordinates. Book: [](#eq-s5-entropy)."""
+        return expectation(self, lambda x: -self.log_prob(x), nodes)
 
     def diffused(self, q: GaussianDiffusion, t: int) -> GaussianMixture:
         """Return the law of x_t, a mixture with means √ᾱ m_k and variances ᾱ v_k + 1 − ᾱ.
@@ -131,6 +148,8 @@ class GaussianMixture:
         d = self.means.shape[1]
         if x.shape[1] != d:
             raise ValueError(f"x of shape {tuple(x.shape)}: expected (batch, {d}) like the mixture's means")
+        if not bool((var > 0).all()):
+            raise ValueError("variances: an atom has no density; diffuse the law to a step t of at least 1 first")
         means, log_weights = self.means.to(x.device), self.weights.log().to(x.device)
         if var.shape[2] == 1:  # isotropic: products of matrices keep memory at (batch, k), for k training images
             squares = x.square().sum(1)[:, None] + signal**2 * means.square().sum(1) - 2 * signal * (x @ means.mT)
@@ -152,3 +171,123 @@ class GaussianMixture:
         else:
             mean = (part[:, :, None] * (means + gain * (x[:, None, :] - signal[:, :, None] * means))).sum(1)
         return mean.reshape(x_t.shape).to(x_t.dtype)
+
+
+def empirical(x_0: Tensor) -> GaussianMixture:
+    """Return the law that draws one of the n rows of ``x_0`` ``(n, *event)``, each as likely: a mixture of n atoms.
+
+    Its denoiser is what a network that knows its training set by heart computes. Book: [](#eq-s5-empirical).
+    """
+    n = len(x_0)
+    return GaussianMixture(torch.ones(n), x_0.flatten(1), torch.zeros(n))
+
+
+@dataclass(frozen=True, eq=False)
+class CorrelatedGaussian:
+    """N(mean, axes diag(variances) axesᵀ): noise adds to every variance and turns no axis. Book: [](#eq-s5-correlated).
+
+    Along its axes the law is a Gaussian with independent coordinates, so that all of the book is known in closed form
+    at the cost of two products with a matrix, in hundreds of dimensions. Data are ``(batch, d)``; the arithmetic is
+    float64, results have the data's dtype.
+
+    Parameters
+    ----------
+    mean : Tensor ``(d,)``
+    variances : Tensor ``(d,)``, positive, one for each axis
+    axes : Tensor ``(d, d)``, orthonormal columns
+    """
+
+    mean: Tensor
+    variances: Tensor
+    axes: Tensor
+
+    @classmethod
+    def of(cls, mean: Tensor, covariance: Tensor) -> CorrelatedGaussian:
+        """Build the law from a covariance ``(d, d)``; ``ValueError`` if that is not symmetric positive definite."""
+        mean, covariance = (torch.as_tensor(value, dtype=torch.float64) for value in (mean, covariance))
+        if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not torch.allclose(covariance, covariance.mT):
+            raise ValueError(
+                f"mean {tuple(mean.shape)}, covariance {tuple(covariance.shape)}: expected (d,) and a symmetric (d, d)"
+            )
+        variances, axes = torch.linalg.eigh(covariance)
+        if not bool(variances[0] > 0):
+            raise ValueError(f"covariance: expected positive eigenvalues, the smallest is {variances[0].item():.3g}")
+        return cls(mean, variances, axes)
+
+    def covariance(self) -> Tensor:
+        """Shape ``(d, d)``, float64."""
+        return self.axes * self.variances @ self.axes.mT
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``(n, d)`` independent samples, float64."""
+        noise = torch.randn(n, len(self.mean), dtype=torch.float64, generator=generator)
+        return self.mean + self.variances.sqrt() * noise @ self.axes.mT
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log density in nats, shape ``(batch,)``."""
+        return self._along().log_prob(self._turned(x)).to(x.dtype)
+
+    def grad_log_prob(self, x: Tensor) -> Tensor:
+        """∇ log density = −covariance⁻¹ (x − mean), shape of x."""
+        return ((self._along().mean - self._turned(x)) / self.variances @ self.axes.mT).to(x.dtype)
+
+    def entropy(self) -> Tensor:
+        """½ Σ_i log(2πe variances_i) in nats, 0-d."""
+        return self._along().entropy()[0]
+
+    def diffused(self, q: GaussianDiffusion, t: int) -> CorrelatedGaussian:
+        """Return the law of x_t, with the same axes and the variances ᾱ v_i + 1 − ᾱ."""
+        alpha_bar, noise = q.schedule.alpha_bar(t), q.schedule.one_minus_alpha_bar(t)
+        return CorrelatedGaussian(alpha_bar.sqrt() * self.mean, alpha_bar * self.variances + noise, self.axes)
+
+    def reverse_kernel(self, q: GaussianDiffusion, x_t: Tensor, s: int, t: int) -> CorrelatedGaussian:
+        """Return q(x_s | x_t), s < t, exactly, for one state x_t ``(d,)``: Bayes' rule along every axis."""
+        added, factor = q.schedule.beta_between(s, t), q.schedule.alpha_between(s, t).sqrt()
+        after = observe(self.diffused(q, s)._along(), factor, added, self._turned(x_t[None]))
+        return CorrelatedGaussian(self.axes @ after.mean[0], after.var[0], self.axes)
+
+    def denoiser(self, q: GaussianDiffusion) -> Denoiser:
+        """Return (x_t, t) ↦ E[x_0 | x_t], which is linear in x_t."""
+
+        def denoise(x_t: Tensor, t: Time) -> Tensor:
+            signal, noise = (
+                v.reshape(-1, 1) for v in (q.schedule.alpha_bar(t).sqrt(), q.schedule.one_minus_alpha_bar(t))
+            )
+            return (observe(self._along(), signal, noise, self._turned(x_t)).mean @ self.axes.mT).to(x_t.dtype)
+
+        return denoise
+
+    def score(self, q: GaussianDiffusion, x_t: Tensor, t: int) -> Tensor:
+        """∇ log q(x_t), shape of x_t."""
+        return self.diffused(q, t).grad_log_prob(x_t)
+
+    def _along(self) -> Gaussian:
+        """The law in the coordinates of the axes, a batch of one."""
+        return Gaussian((self.mean @ self.axes)[None], self.variances[None])
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """Coordinates of x ``(batch, d)`` along the axes."""
+        if x.shape[1:] != self.mean.shape:
+            raise ValueError(f"x of shape {tuple(x.shape)}: expected (batch, {len(self.mean)}) like the law's mean")
+        return x.double() @ self.axes
+
+
+def expectation(law: GaussianMixture, f: Callable[[Tensor], Tensor], nodes: int = 64) -> Tensor:
+    """E[f(X)] for X ~ law by Gauss–Hermite quadrature in each part; f maps ``(n, d)`` to ``(n,)``.
+
+    There are nodes^d points for each part: ``ValueError`` for more than three coordinates.
+    """
+    d = law.means.shape[1]
+    if d > 3:
+        raise ValueError(f"means of {d} coordinates: expected at most 3, quadrature takes {nodes}^{d} points")
+    line, weights = hermite(nodes)
+    z = torch.cartesian_prod(*[line] * d).reshape(-1, d)
+    mass = torch.cartesian_prod(*[weights] * d).reshape(-1, d).prod(1)
+    x = law.means[:, None] + law._variances().sqrt()[:, None] * z
+    return law.weights @ (f(x.reshape(-1, d)).reshape(x.shape[:2]) @ mass)
+
+
+def hermite(nodes: int) -> tuple[Tensor, Tensor]:
+    """Return nodes and weights with Σ weight f(node) = E[f(Z)], Z ~ N(0, 1), both ``(nodes,)`` and float64."""
+    z, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    return torch.from_numpy(z), torch.from_numpy(weights / weights.sum())

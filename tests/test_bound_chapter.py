@@ -13,7 +13,6 @@ from ddpm_nb.bound import (
     BoundTerms,
     bound_terms,
     exact_gaps,
-    expectation,
     gap_terms,
     ledger,
     prior_term,
@@ -23,7 +22,7 @@ from ddpm_nb.bound import (
 )
 from ddpm_nb.denoiser import EPS, X0, NetworkDenoiser, V
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.sampling import Ancestral
 from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule

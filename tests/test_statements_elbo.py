@@ -18,7 +18,6 @@ from torch.testing import assert_close
 from ddpm_nb.bound import (
     bound_terms,
     density_decoder,
-    expectation,
     prior_term,
     reconstruction_term,
     reverse_step,
@@ -26,7 +25,7 @@ from ddpm_nb.bound import (
 )
 from ddpm_nb.denoiser import Denoiser
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.schedule import NoiseSchedule
 

@@ -11,8 +11,7 @@ from scipy import integrate, special, stats
 from torch import Tensor, distributions
 from torch.testing import assert_close
 
-from ddpm_nb.bound import expectation
-from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian, kl_multivariate, observe, product
 
 F64 = torch.float64

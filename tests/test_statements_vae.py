@@ -12,9 +12,9 @@ from scipy import integrate
 from torch import Tensor
 from torch.testing import assert_close
 
-from ddpm_nb.bound import density_decoder, expectation, reverse_step
+from ddpm_nb.bound import density_decoder, reverse_step
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian, conditional, observe
 from ddpm_nb.schedule import NoiseSchedule
 

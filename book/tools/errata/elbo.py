@@ -13,10 +13,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ddpm_nb.bound import eps_weight, exact_gaps, expectation, prior_term, step_term, x_0_weight
+from ddpm_nb.bound import eps_weight, exact_gaps, prior_term, step_term, x_0_weight
 from ddpm_nb.data import DATASETS
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.schedule import NoiseSchedule, linear_schedule
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ddpm_nb.bound import expectation
-from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian
 
 SPACING = 0.1

@@ -6,9 +6,8 @@ import math
 
 import torch
 
-from ddpm_nb.bound import expectation
 from ddpm_nb.data import DATASETS
-from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian, observe
 from ddpm_nb.schedule import linear_schedule
 from ddpm_nb.sde import exact_score, linear_sde, ode_log_prob
