@@ -6,13 +6,23 @@ data set; its figures are not comparable with an Inception FID.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_nb.arguments import whole_number
 
-__all__ = ["Classifier", "energy_distance", "frechet_distance", "nearest_neighbours", "train_classifier"]
+__all__ = [
+    "Classifier",
+    "Moments",
+    "energy_distance",
+    "frechet_distance",
+    "nearest_neighbours",
+    "precision_recall",
+    "train_classifier",
+]
 
 
 class Classifier(nn.Module):
@@ -39,7 +49,7 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return the last hidden layer for images ``(batch, channels, h, w)``."""
-        return self.body(x)
+        return torch.cat([self.body(part) for part in x.split(500)])  # a bounded amount of memory
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``(batch, classes)``."""
@@ -66,23 +76,60 @@ def train_classifier(images: Tensor, labels: Tensor, epochs: int, seed: int, bat
     return model.eval().requires_grad_(False)
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Squared 2-Wasserstein distance between Gaussians fitted to two sets of features, ``(n, f)`` and ``(m, f)``.
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean ``(f,)`` and covariance ``(f, f)`` of ``count`` feature vectors, float64."""
 
-    ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½). It falls with the number of samples: compare equal numbers only.
-    Book: [the Fréchet distance](#eq-frechet). Raises ``ValueError`` for fewer than two samples.
+    mean: Tensor
+    cov: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, features: Tensor) -> Moments:
+        """Return the moments of features ``(n, f)``; ``ValueError`` for fewer than two samples."""
+        if features.ndim != 2 or len(features) < 2:
+            raise ValueError(
+                f"features of shape {tuple(features.shape)}: expected (n, features) with at least two samples"
+            )
+        features = features.double()
+        return cls(features.mean(0), torch.atleast_2d(torch.cov(features.mT)), len(features))  # 0-d for one feature
+
+    def frechet_distance(self, other: Moments) -> float:
+        """Squared 2-Wasserstein distance between the Gaussians with these moments.
+
+        ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½). Book: [the Fréchet distance](#eq-frechet).
+        """
+        # tr((Σ_a Σ_b)^½) is the sum of the roots of the eigenvalues of S Σ_b S, symmetric, with S = Σ_a^½.
+        values, vectors = torch.linalg.eigh(self.cov)
+        root = vectors * values.clamp(min=0).sqrt() @ vectors.mT
+        cross = torch.linalg.eigvalsh(root @ other.cov @ root).clamp(min=0).sqrt().sum()
+        shift = (self.mean - other.mean).square().sum()
+        return float(shift + self.cov.trace() + other.cov.trace() - 2 * cross)
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Fréchet distance of two sets of features, ``(n, f)`` and ``(m, f)``: see :meth:`Moments.frechet_distance`.
+
+    Its bias falls with the number of samples: compare equal numbers only. Raises ``ValueError`` for fewer than two.
     """
-    for name, x in (("a", a), ("b", b)):
-        if x.ndim != 2 or len(x) < 2:
-            raise ValueError(f"{name} of shape {tuple(x.shape)}: expected (n, features) with at least two samples")
-    a, b = a.double(), b.double()
-    cov_a, cov_b = torch.atleast_2d(torch.cov(a.mT), torch.cov(b.mT))  # 0-d for a single feature
-    # tr((Σ_a Σ_b)^½) is the sum of the roots of the eigenvalues of S Σ_b S, symmetric, with S = Σ_a^½.
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.mT
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    shift = (a.mean(0) - b.mean(0)).square().sum()
-    return float(shift + cov_a.trace() + cov_b.trace() - 2 * cross)
+    return Moments.of(a).frechet_distance(Moments.of(b))
+
+
+def precision_recall(real: Tensor, drawn: Tensor, neighbours: int = 3) -> tuple[float, float]:
+    """Share of ``drawn`` features within the law of ``real`` ones, and the reverse: (precision, recall).
+
+    A point is within a set if it is nearer to one of its members than that member's ``neighbours``-th nearest other
+    member (Kynkäänniemi et al. 2019). Features are ``(n, f)`` and ``(m, f)``; the radii, and so the figures, depend on
+    n and m. ``ValueError`` for a set of no more than ``neighbours``. Book: [](#eq-t6-precision-recall).
+    """
+    whole_number("neighbours", neighbours, least=1)
+    if min(len(real), len(drawn)) <= neighbours:
+        raise ValueError(f"{len(real)} and {len(drawn)} features: expected more than neighbours = {neighbours} of each")
+    between = torch.cdist(drawn.double(), real.double())
+    radius = [torch.cdist(x.double(), x.double()).kthvalue(neighbours + 1).values for x in (real, drawn)]
+    precision = (between <= radius[0]).any(1).double().mean()
+    recall = (between <= radius[1][:, None]).any(0).double().mean()
+    return precision.item(), recall.item()
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:

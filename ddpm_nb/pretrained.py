@@ -1,4 +1,4 @@
-"""Chapter 7. A trained model from a checkpoint: its network with averaged weights, and the process it belongs to."""
+"""Chapter 7. Trained models, shipped or the reader's own, and the features in which their samples are judged."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ddpm_nb.arguments import choose
 from ddpm_nb.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ddpm_nb.denoiser import NetworkDenoiser, Parameterization, parameterization
 from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.metrics import Classifier, Moments
 from ddpm_nb.nets import UNet
 from ddpm_nb.schedule import SCHEDULES
 
-__all__ = ["Model", "export_model", "load_model", "model_state"]
+__all__ = ["FeatureSpace", "Model", "export_features", "export_model", "load_features", "load_model", "model_state"]
 
-_SHIPPED = {path.stem: path for path in sorted((Path(__file__).parent / "weights").glob("*.safetensors"))}
+_WEIGHTS = Path(__file__).parent / "weights"
+_SHIPPED = {path.stem: path for path in sorted(_WEIGHTS.glob("*.safetensors"))}
+_FEATURES = {path.stem: path for path in sorted((_WEIGHTS / "features").glob("*.safetensors"))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +50,7 @@ class Model:
         return NetworkDenoiser(self.network, self.parameterization, self.q)
 
 
-def model_state(network: UNet, schedule: str, T: int, target: Parameterization, dataset: str) -> dict[str, Any]:
+def model_state(network: nn.Module, schedule: str, T: int, target: Parameterization, dataset: str) -> dict[str, Any]:
     """Return the description of a model that a checkpoint must hold, beside the weights, for :func:`load_model`."""
     choose("schedule", schedule, SCHEDULES)
     return {
@@ -68,9 +72,7 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     CheckpointError
         If the file is missing, damaged, or describes no model.
     """
-    path = _SHIPPED.get(str(source), Path(source))
-    if path == Path(source) and not path.suffix:
-        choose("source", str(source), _SHIPPED)
+    path = _shipped(source, _SHIPPED)
     state = load_checkpoint(path)
     missing = [key for key in ("model", "ema", "step") if key not in state]
     if missing:
@@ -84,6 +86,71 @@ def load_model(source: str | os.PathLike[str]) -> Model:
 
 
 def export_model(checkpoint: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
-    """Write to ``path`` what :func:`load_model` needs from a training checkpoint, without the optimizer's state."""
+    """Write to ``path`` what :func:`load_model` needs of a training checkpoint, the averaged weights as float16.
+
+    Rounding changes a weight by at most 1 part in 2048, and halves the file.
+    """
     state = load_checkpoint(checkpoint)
-    return save_checkpoint(path, {key: state[key] for key in ("model", "ema", "step")})
+    network = {key: value.half() for key, value in state["ema"]["network"].items()}
+    return save_checkpoint(path, {"model": state["model"], "step": state["step"], "ema": {"network": network}})
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSpace:
+    """A classifier's last hidden layer, and what the real images of its data set look like in it.
+
+    Parameters
+    ----------
+    classifier : in eval mode, on the CPU
+    train, test : moments of the features of the whole training and test set
+    accuracy : share of the test set that the classifier gets right
+    """
+
+    classifier: Classifier
+    train: Moments
+    test: Moments
+    accuracy: float
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the features ``(n, f)`` of images ``(n, 1, side, side)`` in [−1, 1]."""
+        with torch.no_grad():
+            return self.classifier.features(images)
+
+
+def export_features(space: FeatureSpace, path: str | os.PathLike[str]) -> Path:
+    """Write what :func:`load_features` reads."""
+    moments = {
+        split: {"mean": of.mean, "cov": of.cov, "count": of.count}
+        for split, of in (("train", space.train), ("test", space.test))
+    }
+    state = {"classifier": space.classifier.state_dict(), "accuracy": space.accuracy, **moments}
+    return save_checkpoint(path, state)
+
+
+def load_features(source: str | os.PathLike[str]) -> FeatureSpace:
+    """Return the features of a data set by name ('digits', 'fashion_mnist'), or of a file. Every byte is verified.
+
+    With the moments of the real images inside, a Fréchet distance needs no data set.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, or holds something else.
+    """
+    path = _shipped(source, _FEATURES)
+    state = load_checkpoint(path)
+    missing = [key for key in ("classifier", "train", "test", "accuracy") if key not in state]
+    if missing:
+        raise CheckpointError(f"{path}: a checkpoint, but not of a feature space; missing: {', '.join(missing)}")
+    classifier = Classifier()
+    classifier.load_state_dict(state["classifier"])
+    classifier.eval().requires_grad_(False)
+    return FeatureSpace(classifier, Moments(**state["train"]), Moments(**state["test"]), state["accuracy"])
+
+
+def _shipped(source: str | os.PathLike[str], known: dict[str, Path]) -> Path:
+    """Return the path of a shipped file by its name, or ``source`` as a path; a word that is neither is refused."""
+    path = known.get(str(source), Path(source))
+    if path == Path(source) and not path.suffix:
+        choose("source", str(source), known)
+    return path

@@ -8,8 +8,10 @@ optimizer's state; and several processes share one global batch by each taking i
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,13 +20,24 @@ from torch import Tensor, nn
 
 from ddpm_nb.arguments import whole_number
 from ddpm_nb.bound import simple_loss
+from ddpm_nb.checkpoint import save_checkpoint
 from ddpm_nb.denoiser import EPS, Parameterization
 from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.weighting import StepDraw, Weighting, simple_weight, uniform_steps
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Ema", "Step", "batch_of_step", "constant_rate", "train", "warmup_rate"]
+__all__ = [
+    "Ema",
+    "Learner",
+    "Step",
+    "batch_of_step",
+    "checkpointed",
+    "constant_rate",
+    "train",
+    "warmup_rate",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +47,7 @@ class Step:
     Parameters
     ----------
     number : steps done so far, this one included
-    loss : mean squared error per dimension over the batch, before the update; a detached 0-d tensor
+    loss : weighted mean squared error per dimension over the batch, before the update; a detached 0-d tensor
     """
 
     number: int
@@ -92,17 +105,51 @@ def warmup_rate(learning_rate: float, warmup: int, steps: int) -> Callable[[int]
     return rate
 
 
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """All that a run changes as it goes on, and so all that a checkpoint must hold beside the data and the settings.
+
+    Parameters
+    ----------
+    network, optimizer : the plain network, and the optimizer of its parameters
+    ema : the average of the network's weights
+    losses : the loss of every step done so far, 0-d tensors
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema
+    losses: list[Tensor] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what :meth:`load_state_dict` needs to go on, with the number of steps done as ``step``."""
+        return {
+            "step": len(self.losses),
+            "losses": torch.stack([torch.zeros(()), *(loss.cpu() for loss in self.losses)])[1:],  # stack wants one
+            "weights": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state; the network and the optimizer must be of the kind that was saved."""
+        self.network.load_state_dict(state["weights"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses[:] = state["losses"].unbind()
+
+
 def batch_of_step(
-    q: GaussianDiffusion, data: Tensor, step: int, batch_size: int, seed: int
+    q: GaussianDiffusion, data: Tensor, step: int, batch_size: int, seed: int, draw_steps: StepDraw = uniform_steps
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (x_0, t, ε) of a step: images drawn with replacement, t uniform on 1..T, ε ~ N(0, I).
+    """Return (x_0, t, ε) of a step: images drawn with replacement, t by ``draw_steps`` from 1..T, ε ~ N(0, I).
 
     A function of ``seed`` and ``step`` only; ε is drawn where the data are.
     """
     words = np.random.SeedSequence([seed, step]).generate_state(2)
     generator = torch.Generator().manual_seed(int(words[0]))
     rows = torch.randint(len(data), (batch_size,), generator=generator).to(data.device)
-    t = torch.randint(1, q.schedule.T + 1, (batch_size,), generator=generator).to(data.device)
+    t = draw_steps(q.schedule.T, batch_size, generator).to(data.device)
     generator = torch.Generator(data.device).manual_seed(int(words[1]))
     eps = torch.randn((batch_size, *data.shape[1:]), generator=generator, device=data.device, dtype=data.dtype)
     return data[rows], t, eps
@@ -120,10 +167,13 @@ def train(
     rate: Callable[[int], float],
     start: int = 0,
     parameterization: Parameterization = EPS,
+    weighting: Weighting = simple_weight,
+    draw_steps: StepDraw = uniform_steps,
+    microbatches: int = 1,
     max_grad_norm: float = 1.0,
     accelerator: Accelerator | None = None,
 ) -> Iterator[Step]:
-    """Minimize the simple loss by gradient steps, yielding after each: Roysdon 1.10, Vilhes Algorithm 1.
+    """Minimize the weighted squared error by gradient steps, yielding after each: Roysdon 1.10, Vilhes Algorithm 1.
 
     Moving averages, progress, checkpoints and early stopping are lines in the caller's loop. Book:
     [the training loop](#eq-training-step).
@@ -133,8 +183,10 @@ def train(
     network, optimizer : as ``accelerator.prepare`` returns them, or plain ones
     data : images ``(n, *event)`` in [−1, 1], where the network is
     steps : number of the last step; a run resumed at ``start`` does ``steps − start`` more
-    batch_size : images of a step, over all processes together
+    batch_size : images of a step, over all processes and microbatches together
     rate : step number (from 0) -> learning rate
+    weighting, draw_steps : see :mod:`ddpm_nb.weighting`
+    microbatches : parts whose gradients are added up before the step, where a batch does not fit into memory
     max_grad_norm : longer gradients are shortened to this norm
     accelerator : an ``accelerate.Accelerator``, for mixed precision or several processes
 
@@ -143,8 +195,8 @@ def train(
     ValueError
         Before any work, if a number is out of range.
     FloatingPointError
-        If the loss is not finite; it names the step and the learning rate. On a CPU every step is checked and the
-        weights are those before it; on a GPU, which would have to be waited for, every fiftieth.
+        If the loss or its gradient is not finite; it names the step and the learning rate. On a CPU every step is
+        checked and the weights are those before it; on a GPU, which would have to be waited for, every fiftieth.
     """
     if whole_number("seed", seed, least=0) >= 2**32:
         raise ValueError(f"seed = {seed}: expected less than 2^32, so that no two runs share their draws")
@@ -155,26 +207,78 @@ def train(
         from accelerate import Accelerator  # a second to import, needed here only
 
         accelerator = Accelerator()
-    if batch_size % accelerator.num_processes:
-        raise ValueError(f"batch_size = {batch_size}: expected a multiple of the {accelerator.num_processes} processes")
-    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    parts = accelerator.num_processes * whole_number("microbatches", microbatches, least=1)
+    if batch_size % parts:
+        raise ValueError(
+            f"batch_size = {batch_size}: expected a multiple of {parts}, "
+            f"for {accelerator.num_processes} process(es) of {microbatches} microbatch(es)"
+        )
 
-    def run(accelerator: Accelerator) -> Iterator[Step]:
+    def backward(x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        error = simple_loss(q, network, x_0, t, eps, parameterization) / x_0[0].numel()
+        weight = weighting(q.schedule, parameterization, t).to(error)
+        loss = (weight * error).mean() / microbatches
+        accelerator.backward(loss)
+        return loss.detach()
+
+    def run() -> Iterator[Step]:
         network.train()
         for number in range(start, steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate(number)
-            x_0, t, eps = (part[share] for part in batch_of_step(q, data, number, batch_size, seed))
-            loss = simple_loss(q, network, x_0, t, eps, parameterization).mean() / x_0[0].numel()
-            if (loss.device.type == "cpu" or number % 50 == 0) and not bool(torch.isfinite(loss)):
-                raise FloatingPointError(
-                    f"the loss is {loss.item()} at step {number} with learning rate {rate(number):.3g}; "
-                    "expected a finite number: try a smaller learning rate, or resume from the last checkpoint"
-                )
+            batch = batch_of_step(q, data, number, batch_size, seed, draw_steps)
             optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(network.parameters(), max_grad_norm)
+            losses = []
+            for part in range(microbatches):
+                own = slice(accelerator.process_index + part * accelerator.num_processes, None, parts)
+                # Only the last part's gradients are sent to the other processes.
+                with nullcontext() if part == microbatches - 1 else accelerator.no_sync(network):
+                    losses.append(backward(*(tensor[own] for tensor in batch)))
+            loss = torch.stack(losses).sum()
+            norm = accelerator.clip_grad_norm_(network.parameters(), max_grad_norm)
+            if loss.device.type == "cpu" or number % 50 == 0:
+                _check_finite(loss, norm, number, rate(number), accelerator.mixed_precision)
             optimizer.step()
-            yield Step(number + 1, accelerator.reduce(loss.detach(), "mean"))
+            yield Step(number + 1, accelerator.reduce(loss, "mean"))
 
-    return run(accelerator)
+    return run()
+
+
+def _check_finite(loss: Tensor, norm: Tensor, number: int, learning_rate: float, precision: str) -> None:
+    # In fp16 an infinite gradient is how the loss scale is found; accelerate then skips the step by itself.
+    quantities = {"loss": loss} if precision == "fp16" else {"loss": loss, "norm of the gradient": norm}
+    for name, value in quantities.items():
+        if not bool(torch.isfinite(value)):
+            raise FloatingPointError(
+                f"the {name} is {float(value)} at step {number} with learning rate {learning_rate:.3g}; "
+                "expected a finite number: try a smaller learning rate, or resume from the last checkpoint"
+            )
+
+
+def checkpointed(
+    run: Iterator[Step], path: str | os.PathLike[str], every: int, state: Callable[[], Mapping[str, Any]]
+) -> Iterator[Step]:
+    """Yield the steps of ``run`` and save ``state()`` after every ``every``-th and the last, once the caller is done.
+
+    "Done" is the caller's next turn: what its loop does with a step, such as a moving average, is in the checkpoint.
+    An interrupted run keeps the last one.
+
+    Raises
+    ------
+    FloatingPointError
+        Of ``run``, with the last good checkpoint named.
+    """
+    whole_number("every", every, least=1)
+    saved = "none was written by this run"
+    number, kept = 0, 0
+    try:
+        for step in run:
+            yield step
+            number = step.number
+            if number % every == 0:
+                save_checkpoint(path, state())
+                saved, kept = f"{path}, of step {number}", number
+        if number != kept:
+            save_checkpoint(path, state())
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error}; the last good checkpoint: {saved}") from error

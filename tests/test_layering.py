@@ -13,9 +13,10 @@ ORDER = [
     {"denoiser"},
     {"exact"},
     {"bound"},
+    {"weighting"},
     {"sde", "training", "sampling", "pretrained"},  # siblings do not import each other
-    {"inverse"},
-    {"exercises"},  # checks of readers' answers may use every layer
+    {"inverse", "recipe"},
+    {"exercises", "__main__"},  # checks of readers' answers may use every layer
 ]
 LEAVES = {"conventions", "nets", "data", "checkpoint", "metrics", "plots", "notebook"}
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

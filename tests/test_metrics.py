@@ -5,7 +5,14 @@ import torch
 from scipy import linalg, stats
 from torch.testing import assert_close
 
-from ddpm_nb.metrics import Classifier, energy_distance, frechet_distance, nearest_neighbours, train_classifier
+from ddpm_nb.metrics import (
+    Classifier,
+    energy_distance,
+    frechet_distance,
+    nearest_neighbours,
+    precision_recall,
+    train_classifier,
+)
 
 
 def features(draw, n: int, d: int, seed: int) -> torch.Tensor:
@@ -41,9 +48,31 @@ def test_frechet_distance_in_closed_form(draw):
 
 
 def test_frechet_distance_needs_two_samples(draw):
-    for a, b, name in ((draw(1, 3), draw(5, 3), "a"), (draw(5, 3), draw(1, 3), "b"), (draw(5, 3), draw(5), "b")):
-        with pytest.raises(ValueError, match=rf"{name} of shape .* expected \(n, features\) with at least two samples"):
+    for a, b in ((draw(1, 3), draw(5, 3)), (draw(5, 3), draw(1, 3)), (draw(5, 3), draw(5))):
+        with pytest.raises(
+            ValueError, match=r"features of shape .* expected \(n, features\) with at least two samples"
+        ):
             frechet_distance(a, b)
+
+
+def test_precision_and_recall_by_hand():
+    real = torch.tensor([[0.0], [1.0], [2.0], [10.0]])
+    drawn = torch.tensor([[0.5], [1.9], [30.0], [31.0]])
+    # First-neighbour radii: real 1, 1, 1, 8; drawn 1.4, 1.4, 1, 1. So 0.5 and 1.9 are real, 0, 1 and 2 are drawn.
+    assert precision_recall(real, drawn, neighbours=1) == (0.5, 0.75)
+    assert precision_recall(drawn, real, neighbours=1) == (0.75, 0.5)
+
+
+def test_precision_and_recall_tell_blur_from_collapse(draw):
+    real, same = draw(600, 4, seed=1), draw(600, 4, seed=2)
+    both = precision_recall(real, same)
+    collapsed = precision_recall(real, 0.1 * same)  # all near the middle: believable, and far from all there is
+    spread = precision_recall(real, 3 * same)
+    assert min(both) > 0.9
+    assert collapsed[0] > 0.95 > 0.2 > collapsed[1]
+    assert spread[0] < 0.4 < 0.9 < spread[1]
+    with pytest.raises(ValueError, match="600 and 3 features: expected more than neighbours = 3 of each"):
+        precision_recall(real, same[:3])
 
 
 def test_energy_distance_of_two_normal_laws(draw):

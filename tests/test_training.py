@@ -168,6 +168,7 @@ class Half:
     """One of two processes, as accelerate would present it; keeps its gradients and takes no step of its own."""
 
     num_processes = 2
+    mixed_precision = "no"
 
     def __init__(self, process_index: int):
         self.process_index = process_index
@@ -177,6 +178,7 @@ class Half:
 
     def clip_grad_norm_(self, parameters, norm):
         self.gradients = [p.grad.clone() for p in parameters]
+        return torch.zeros(())
 
     def reduce(self, loss, kind):
         assert kind == "mean"
@@ -199,7 +201,7 @@ def test_processes_share_one_batch(q, data):
     assert loss.item() == pytest.approx((loss_a.item() + loss_b.item()) / 2, rel=1e-6)
     for one, two, both in zip(a, b, whole):
         assert torch.allclose((one + two) / 2, both, rtol=1e-5, atol=1e-7)
-    with pytest.raises(ValueError, match="batch_size = 15: expected a multiple of the 2 processes"):
+    with pytest.raises(ValueError, match="batch_size = 15: expected a multiple of 2, for 2 process"):
         train(*fresh(), q, data, accelerator=Half(0), **{**OPTIONS, "batch_size": 15})
 
 
