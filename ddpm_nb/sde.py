@@ -8,14 +8,17 @@ runs along it, so that a drift cannot be used in the wrong direction of time.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.arguments import whole_number
+from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.exact import CorrelatedGaussian, GaussianMixture
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.schedule import NoiseSchedule
 
@@ -24,18 +27,21 @@ __all__ = [
     "Process",
     "chain_sde",
     "cosine_sde",
-    "divergence",
     "euler",
     "euler_maruyama",
+    "euler_maruyama_step",
     "exact_score",
     "fokker_planck_residual",
     "heun",
+    "langevin_step",
     "linear_sde",
-    "ode_log_prob",
+    "observed",
+    "predictor_corrector",
     "solve_ode",
 ]
 
 Field = Callable[[Tensor, float], Tensor]  # (x, u) -> a vector at x: a drift or a score, of the shape of x
+Law = TypeVar("Law", GaussianMixture, CorrelatedGaussian)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +88,9 @@ class VPSDE:
         """q(x_u | x_0) = N(√ᾱ(u) x_0, (1 − ᾱ(u)) I), the transition from time 0. Book: [](#eq-sde-marginal)."""
         return self.transition(x_0, 0.0, u)
 
-    def law(self, data: GaussianMixture, u: float) -> GaussianMixture:
+    def law(self, data: Law, u: float) -> Law:
         """q_u, the law of X_u for X_0 ~ data. Book: [the diffused mixture](#eq-mixture-marginal)."""
-        kernel = self.marginal(data.means, u)
-        return GaussianMixture(data.weights, kernel.mean, math.exp(self.log_alpha_bar(u)) * data.variances + kernel.var)
+        return data if u == 0 else data.diffused(GaussianDiffusion(observed(self, [u])), 1)
 
     def forward(self) -> Process:
         """Return the process from data to noise."""
@@ -151,21 +156,31 @@ def chain_sde(schedule: NoiseSchedule) -> VPSDE:
     return VPSDE(lambda u: T * (table[step(u) - 1] - table[step(u)]), log_alpha_bar)
 
 
-def exact_score(sde: VPSDE, data: GaussianMixture) -> Field:
-    """Return (x, u) ↦ ∇ log q_u(x) for X_0 ~ data, x ``(batch, d)``: Σ_k p(k | x) (m_k − x)/v_k of the law q_u.
+def observed(sde: VPSDE, times: Sequence[float]) -> NoiseSchedule:
+    """Return the chain whose step t is the SDE at ``times[t − 1]``, rising from above 0: the way back from an SDE.
+
+    ``observed(chain_sde(schedule), [1/T, ..., 1])`` is ``schedule``. Book: [the chain is an SDE](#eq-chain-rate).
+    """
+    return NoiseSchedule(torch.tensor([0.0, *map(sde.log_alpha_bar, times)], dtype=torch.float64))
+
+
+def exact_score(sde: VPSDE, data: Law) -> Field:
+    """Return (x, u) ↦ ∇ log q_u(x) for X_0 ~ data, x ``(batch, d)``.
 
     Unlike Tweedie's form it holds at u = 0 too. Book: [](#eq-s5-score).
     """
+    return lambda x, u: sde.law(data, u).grad_log_prob(x)
 
-    def score(x: Tensor, u: float) -> Tensor:
-        law = sde.law(data, u)
-        variances = law.variances.reshape(len(law.weights), -1).expand_as(law.means)
-        log_weights, means, var = (value.to(x.device) for value in (law.weights.log(), law.means, variances))
-        shift = means - x[:, None, :].double()
-        part = (log_weights - 0.5 * (shift.square() / var + var.log()).sum(2)).softmax(1)
-        return (part[:, :, None] * shift / var).sum(1).to(x.dtype)
 
-    return score
+def euler_maruyama_step(process: Process, x: Tensor, u: float, v: float) -> Gaussian:
+    """N(x + drift Δu, diffusion² |Δu| I), the law of one step from time u to v = u + Δu. Book: [](#eq-euler-maruyama).
+
+    Raises ``ValueError`` for a step against the process: a drift is right for one direction of time only.
+    """
+    if not process.arrow * (v - u) > 0:
+        raise ValueError(f"times go from {u} to {v}: expected them to {'rise' if process.arrow > 0 else 'fall'}")
+    var = torch.tensor(process.diffusion(u) ** 2 * abs(v - u), dtype=x.dtype)
+    return Gaussian(x + process.drift(x, u) * (v - u), var)
 
 
 def euler_maruyama(
@@ -173,14 +188,43 @@ def euler_maruyama(
 ) -> Iterator[tuple[float, Tensor]]:
     """Yield (u, x) after each step x ← x + drift Δu + diffusion √|Δu| z. Book: [](#eq-euler-maruyama).
 
-    Raises ``ValueError`` where ``times`` run against the process: a drift is right for one direction of time only.
+    Raises ``ValueError`` where ``times`` run against the process.
     """
-    for u, v in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
-        if not process.arrow * (v - u) > 0:
-            raise ValueError(f"times go from {u} to {v}: expected them to {'rise' if process.arrow > 0 else 'fall'}")
+    for u, v in pairwise(times.tolist()):
         with torch.no_grad():
-            var = torch.tensor(process.diffusion(u) ** 2 * abs(v - u), dtype=x.dtype)
-            x = Gaussian(x + process.drift(x, u) * (v - u), var).sample(generator)
+            x = euler_maruyama_step(process, x, u, v).sample(generator)
+        yield v, x
+
+
+def langevin_step(score: Field, x: Tensor, u: float, size: float) -> Gaussian:
+    """N(x + ½ size · score(x, u), size I), one step at a fixed time: it keeps q_u, up to an error of order ``size``.
+
+    Book: [Langevin dynamics](#eq-s5-langevin). Raises ``ValueError`` unless ``size`` is at least 0.
+    """
+    if not size >= 0:
+        raise ValueError(f"size = {size}: expected at least 0, the variance that the step adds")
+    return Gaussian(x + 0.5 * size * score(x, u), torch.tensor(size, dtype=x.dtype))
+
+
+def predictor_corrector(
+    process: Process,
+    score: Field,
+    x: Tensor,
+    times: Tensor,
+    size: Callable[[float], float],
+    corrections: int = 1,
+    generator: torch.Generator | None = None,
+) -> Iterator[tuple[float, Tensor]]:
+    """Yield (v, x) after each step in time by Euler–Maruyama and then ``corrections`` Langevin steps at the new time v.
+
+    ``size`` is v ↦ the size of a Langevin step. Source: Song et al. 2021, Algorithm 1. Book: [](#eq-s5-corrector).
+    """
+    whole_number("corrections", corrections, least=0)
+    for u, v in pairwise(times.tolist()):
+        with torch.no_grad():
+            x = euler_maruyama_step(process, x, u, v).sample(generator)
+            for _ in range(corrections):
+                x = langevin_step(score, x, v, size(v)).sample(generator)
         yield v, x
 
 
@@ -199,45 +243,24 @@ def solve_ode(
     step: Callable[[Field, Tensor, float, float], Tensor], field: Field, x: Tensor, times: Tensor
 ) -> Iterator[tuple[float, Tensor]]:
     """Yield (u, x) after each step of dx/du = field(x, u); ``times`` may rise or fall, an ODE runs both ways."""
-    for u, v in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
+    for u, v in pairwise(times.tolist()):
         with torch.no_grad():
             x = step(field, x, u, v)
         yield v, x
 
 
-def divergence(field: Field, x: Tensor, u: float) -> Tensor:
-    """Σ_i ∂ field_i / ∂ x_i, the exact trace by d backward passes: ``(batch,)`` for x ``(batch, d)``."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        columns = field(x, u).sum(0)
-        diagonal = [torch.autograd.grad(c, x, retain_graph=True)[0][:, i] for i, c in enumerate(columns)]
-    return torch.stack(diagonal).sum(0)
-
-
-def ode_log_prob(sde: VPSDE, score: Field, x: Tensor, times: Tensor, prior: GaussianMixture | Gaussian) -> Tensor:
-    """Log density of the probability-flow model at x ``(batch, d)``, in nats, ``(batch,)``, by Heun's method.
-
-    log p(x) = log prior(x at the last time) + ∫ div du along the flow; ``times`` rise from the data's time to the
-    prior's. Book: [](#eq-s5-log-density).
-    """
-    flow = sde.reverse(score, noise=0.0).drift
-
-    def with_divergence(state: Tensor, u: float) -> Tensor:
-        return torch.cat([flow(state[:, :-1], u), divergence(flow, state[:, :-1], u)[:, None]], dim=1)
-
-    state = torch.cat([x, torch.zeros_like(x[:, :1])], dim=1)
-    _, state = deque(solve_ode(heun, with_divergence, state, times), maxlen=1).pop()
-    return prior.log_prob(state[:, :-1]) + state[:, -1]
-
-
 def fokker_planck_residual(process: Process, density: Field, x: Tensor, u: float, h: float) -> Tensor:
-    """∂_u q + ∂_x(drift q) − arrow ½ diffusion² ∂²_x q at x ``(n, 1)`` by central differences of width h: ``(n, 1)``.
+    """∂_u q + ∇·(drift q) − arrow ½ diffusion² Δq at x ``(n, d)`` by central differences of width h: ``(n, 1)``.
 
     ``density`` is (x, u) ↦ q_u(x), ``(n, 1)``. Zero, up to O(h²), for the density of the process.
     Book: [Fokker–Planck](#eq-s5-fokker-planck).
     """
-    left, here, right = (density(y, u) for y in (x - h, x, x + h))
-    in_time = (density(x, u + h) - density(x, u - h)) / (2 * h)
-    transport = (process.drift(x + h, u) * right - process.drift(x - h, u) * left) / (2 * h)
-    spread = (right - 2 * here + left) / h**2
-    return in_time + transport - process.arrow * 0.5 * process.diffusion(u) ** 2 * spread
+    here, diffusivity = density(x, u), process.arrow * 0.5 * process.diffusion(u) ** 2
+    residual = (density(x, u + h) - density(x, u - h)) / (2 * h)
+    for i, shift in enumerate(h * torch.eye(x.shape[1], dtype=x.dtype)):
+        left, right = x - shift, x + shift
+        q_left, q_right = density(left, u), density(right, u)
+        transport = process.drift(right, u)[:, [i]] * q_right - process.drift(left, u)[:, [i]] * q_left
+        spread = q_right - 2 * here + q_left
+        residual = residual + transport / (2 * h) - diffusivity * spread / h**2
+    return residual

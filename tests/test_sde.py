@@ -10,22 +10,24 @@ from scipy import integrate, optimize, stats
 
 from ddpm_nb.denoiser import EPS, SCORE
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.exact import GaussianMixture
-from ddpm_nb.gaussian import Gaussian
+from ddpm_nb.exact import CorrelatedGaussian, GaussianMixture
+from ddpm_nb.gaussian import Gaussian, convolution
 from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 from ddpm_nb.sde import (
     VPSDE,
     Process,
     chain_sde,
     cosine_sde,
-    divergence,
     euler,
     euler_maruyama,
+    euler_maruyama_step,
     exact_score,
     fokker_planck_residual,
     heun,
+    langevin_step,
     linear_sde,
-    ode_log_prob,
+    observed,
+    predictor_corrector,
     solve_ode,
 )
 
@@ -101,6 +103,17 @@ def test_log_alpha_bar_is_minus_the_integral_of_the_rate(name):
         assert sde.log_alpha_bar(u) == pytest.approx(-math.fsum(pieces), rel=1e-7)
 
 
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_chain_observed_on_its_sde_is_the_chain(name):
+    schedule = CHAINS[name]
+    back = observed(chain_sde(schedule), [t / schedule.T for t in range(1, schedule.T + 1)])
+    torch.testing.assert_close(back.log_alpha_bars, schedule.log_alpha_bars, rtol=1e-12, atol=1e-15)
+    uneven = GaussianDiffusion(observed(SDE, [0.1, 0.2, 0.7]))
+    torch.testing.assert_close(
+        uneven.transition(column(1.5), 1, 3).mean, SDE.transition(column(1.5), 0.1, 0.7).mean, rtol=1e-12, atol=0
+    )
+
+
 def test_cut_cosine_rate_goes_on_at_its_maximum():
     free, cut = cosine_sde(), cosine_sde(max_rate=5.0)
     assert cut.rate(0.3) == free.rate(0.3) < 5.0
@@ -158,6 +171,19 @@ def test_exact_score_is_the_gradient_of_the_log_density(data, u):
     (gradient,) = torch.autograd.grad(SDE.law(data, u).log_prob(x).sum(), x)
     torch.testing.assert_close(exact_score(SDE, data)(x.detach(), u), gradient, rtol=1e-10, atol=1e-10)
     assert exact_score(SDE, data)(x.detach().float(), u).dtype == torch.float32
+
+
+def test_law_and_score_of_many_correlated_coordinates():
+    root = torch.randn(784, 784, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 28
+    cov, mean = root @ root.mT + 0.1 * torch.eye(784, dtype=torch.float64), root[0]
+    data, u = CorrelatedGaussian.of(mean, cov), 0.3
+    x = data.sample(3, torch.Generator().manual_seed(1))
+    signal = math.exp(SDE.log_alpha_bar(u))
+    noisy = signal * cov + (1 - signal) * torch.eye(784, dtype=torch.float64)
+    expected = torch.linalg.solve(noisy, (math.sqrt(signal) * mean - x).mT).mT
+    torch.testing.assert_close(exact_score(SDE, data)(x, u), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(SDE.law(data, u).covariance(), noisy, rtol=1e-10, atol=1e-10)
+    assert SDE.law(data, 0.0) is data
 
 
 @pytest.mark.parametrize(
@@ -248,6 +274,23 @@ def test_fokker_planck_residual_vanishes_at_second_order(noise):
         residual = [float(fokker_planck_residual(process, density, x, u, h).abs().max()) for h in widths]
         assert residual[-1] < 1e-3
         assert power(widths, residual) == pytest.approx(2, abs=0.05)
+
+
+@pytest.mark.parametrize("noise", [None, 0.0, 1.0])
+def test_fokker_planck_residual_vanishes_at_second_order_in_the_plane(noise):
+    process = SDE.forward() if noise is None else SDE.reverse(exact_score(SDE, PLANE), noise)
+
+    def density(x, u):
+        return SDE.law(PLANE, u).log_prob(x).exp()[:, None]
+
+    side = torch.linspace(-2, 2, 15, dtype=torch.float64)
+    x, widths = torch.cartesian_prod(side, side), 0.02 / 2 ** np.arange(5)
+    residual = [float(fokker_planck_residual(process, density, x, 0.3, h).abs().max()) for h in widths]
+    assert residual[-1] < 1e-3
+    assert power(widths, residual) == pytest.approx(2, abs=0.05)
+    # One coordinate's drift alone is not enough: what is left is a divergence of order one.
+    half = Process(lambda y, u: process.drift(y, u) * torch.tensor([1.0, 0.0]), process.diffusion, process.arrow)
+    assert fokker_planck_residual(half, density, x, 0.3, 1e-3).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(("a", "b"), [(-1, 1), (1, -1), (-1, -1), (1, 0.5), (1, 2)])
@@ -348,6 +391,56 @@ def test_ancestral_step_is_the_reverse_sde_with_a_frozen_estimate():
     assert found == pytest.approx([posterior.mean.item(), posterior.var.item()], rel=1e-6)
 
 
+# --- correctors -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("u", [0.0, 0.3])
+def test_langevin_steps_settle_near_the_law_with_an_error_of_the_order_of_the_step(u):
+    """Gaussian data: v = (1 − ½ size/V)² v + size has the fixed point V/(1 − size/(4V)), found here by repetition."""
+    data = GaussianMixture(torch.ones(1), torch.tensor([[0.7]]), torch.tensor([0.3]))
+    score, exact = exact_score(SDE, data), SDE.law(data, u)
+    sizes, errors = np.array([0.2, 0.1, 0.05, 0.025]), []
+    for size in sizes:
+        mean, var = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        low, high = langevin_step(score, column(0.0, 1.0), u, size).mean.flatten()
+        for _ in range(2000):
+            mean, var = low + (high - low) * mean, (high - low) ** 2 * var + size
+        assert mean.item() == pytest.approx(exact.mean().item(), abs=1e-9)
+        errors.append(var.item() - exact.covariance().item())
+        assert errors[-1] == pytest.approx(size / 4, rel=size / exact.covariance().item())
+    assert power(sizes, errors) == pytest.approx(1, abs=0.1)
+
+
+def test_a_langevin_step_is_one_step_of_the_reverse_sde_beyond_the_flow():
+    """Reverse step with noise λ = Euler step of the flow + Langevin of size λ² g² |Δu|, scores at the same point."""
+    x, u, v, noise = DATA.sample(50, torch.Generator().manual_seed(0)), 0.4, 0.37, 1.7
+    size = noise**2 * SDE.rate(u) * (u - v)
+    whole = euler_maruyama_step(SDE.reverse(SCORE_OF_DATA, noise), x, u, v)
+    flow = euler_maruyama_step(SDE.reverse(SCORE_OF_DATA, 0.0), x, u, v)
+    kick = langevin_step(SCORE_OF_DATA, x, u, size)
+    parts = convolution(flow, Gaussian(kick.mean - x, kick.var))
+    torch.testing.assert_close(whole.mean, parts.mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(whole.var, parts.var, rtol=1e-12, atol=0)
+
+
+def test_predictor_corrector_alternates_a_step_in_time_and_steps_at_the_new_time():
+    process, grid = SDE.reverse(SCORE_OF_DATA), times(0.6, 0.2, 2)
+    ours, generator = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    x = column(0.4, -1.0, 2.0)
+    walked = list(predictor_corrector(process, SCORE_OF_DATA, x, grid, lambda v: v / 10, 2, ours))
+    for (v, found), (u, expected_v) in zip(walked, pairwise(grid.tolist()), strict=True):
+        x = euler_maruyama_step(process, x, u, expected_v).sample(generator)
+        for _ in range(2):
+            x = langevin_step(SCORE_OF_DATA, x, expected_v, expected_v / 10).sample(generator)
+        assert v == expected_v
+        assert torch.equal(found, x)
+    plain = euler_maruyama(process, column(0.4), grid, torch.Generator().manual_seed(5))
+    none = predictor_corrector(
+        process, SCORE_OF_DATA, column(0.4), grid, lambda v: 0.1, 0, torch.Generator().manual_seed(5)
+    )
+    assert torch.equal(end(plain), end(none))
+
+
 # --- the flow ---------------------------------------------------------------------------------------------------
 
 
@@ -386,31 +479,6 @@ def test_flow_without_noise_is_reversible(flow_map):
     x_1, x_0 = flow_map
     there = end(solve_ode(heun, SDE.reverse(SCORE_OF_DATA, noise=0.0).drift, x_0, times(0, 1, 512)))
     torch.testing.assert_close(there, x_1, rtol=0, atol=1e-3)
-
-
-def test_divergence_is_the_trace_of_the_jacobian():
-    def field(x, u):
-        return torch.stack(
-            [x[:, 0] ** 2 * x[:, 1], u * x[:, 0] + x[:, 1].sin() * x[:, 2], x[:, 0] - x[:, 2] ** 3], dim=1
-        )
-
-    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    exact = 2 * x[:, 0] * x[:, 1] + x[:, 1].cos() * x[:, 2] - 3 * x[:, 2] ** 2
-    with torch.no_grad():
-        torch.testing.assert_close(divergence(field, x, 0.3), exact, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("data", [DATA, PLANE], ids=["line", "plane"])
-def test_log_density_of_the_flow_is_that_of_the_mixture(data):
-    x, score = data.sample(50, torch.Generator().manual_seed(2)), exact_score(SDE, data)
-    sizes, errors = [64, 128, 256], []
-    for n in sizes:
-        found = ode_log_prob(SDE, score, x, times(0, 1, n), prior=SDE.law(data, 1.0))
-        errors.append((found - data.log_prob(x)).abs().mean().item())
-    assert errors[-1] < 1e-3
-    assert power(sizes, errors) == pytest.approx(-2, abs=0.25)
-    standard = Gaussian(torch.zeros(1, data.means.shape[1], dtype=torch.float64), 1.0)
-    assert (ode_log_prob(SDE, score, x, times(0, 1, 256), standard) - data.log_prob(x)).abs().max() < 0.05
 
 
 # --- learning the score -----------------------------------------------------------------------------------------
@@ -454,6 +522,11 @@ def test_kernel_objective_differs_from_the_score_objective_by_a_constant():
         (lambda: SDE.transition(column(0.0), 0.5, 0.4), "the earlier time first"),
         (lambda: SDE.marginal(column(0.0), 1.1), "v = 1.1"),
         (lambda: chain_sde(CHAINS["uneven"]).rate(1.01), "from 0 to 1"),
+        (lambda: langevin_step(SCORE_OF_DATA, column(0.0), 0.5, -0.1), "size = -0.1"),
+        (
+            lambda: end(predictor_corrector(SDE.forward(), SCORE_OF_DATA, column(0.0), times(1, 0, 4), lambda v: 0.1)),
+            "rise",
+        ),
         (lambda: VPSDE(lambda u: 1.0, lambda u: -u).marginal(column(0.0), -0.1), "v = -0.1"),
     ],
 )

@@ -12,13 +12,13 @@ from torch.testing import assert_close
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian, observe
+from ddpm_nb.likelihood import divergence
 from ddpm_nb.sampling import Ancestral
 from ddpm_nb.schedule import NoiseSchedule, linear_schedule
 from ddpm_nb.sde import (
     Process,
     chain_sde,
     cosine_sde,
-    divergence,
     euler_maruyama,
     exact_score,
     fokker_planck_residual,

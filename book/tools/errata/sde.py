@@ -8,8 +8,9 @@ import torch
 
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.likelihood import divergence
 from ddpm_nb.schedule import NoiseSchedule, linear_schedule
-from ddpm_nb.sde import cosine_sde, divergence, euler, linear_sde, solve_ode
+from ddpm_nb.sde import cosine_sde, euler, linear_sde, solve_ode
 
 T, t = 1000, 500
 SCHEDULE, SDE = linear_schedule(T), linear_sde()

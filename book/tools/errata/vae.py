@@ -9,8 +9,9 @@ import torch
 from ddpm_nb.data import DATASETS
 from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian, observe
+from ddpm_nb.likelihood import ode_log_prob
 from ddpm_nb.schedule import linear_schedule
-from ddpm_nb.sde import exact_score, linear_sde, ode_log_prob
+from ddpm_nb.sde import exact_score, linear_sde
 
 F64 = torch.float64
 W, NOISE = 1.0, 0.5  # the chapter's linear model: z ~ N(0, 1), x | z ~ N(w z, 0.5), at x = 1.5
