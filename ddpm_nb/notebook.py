@@ -7,11 +7,24 @@ import inspect
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddpm_nb.arguments import nearest
 
-__all__ = ["Check", "at_least", "between", "check_parameters", "one_of", "provenance", "show_source"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "Check",
+    "at_least",
+    "between",
+    "check_parameters",
+    "describe_device",
+    "one_of",
+    "precision_for",
+    "provenance",
+    "show_source",
+]
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,31 @@ def _without_docstrings(source: str) -> str:
             while first - 1 < len(lines) and not lines[first - 1].strip():
                 del lines[first - 1]
     return "\n".join(lines)
+
+
+def precision_for(device: torch.device) -> str:
+    """Return the fastest mixed precision that is safe on ``device``: 'bf16', 'fp16' or 'no'.
+
+    NVIDIA's cards compute in bfloat16 from compute capability 8.0 on (A100, RTX 30); older ones, Colab's T4 among
+    them, are fast in float16. Elsewhere float32 keeps results repeatable.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+
+
+def describe_device(device: torch.device) -> str:
+    """Return what a run's speed depends on, in the words of the machine's owner."""
+    import torch
+
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    if device.type == "mps":
+        return "Apple GPU"
+    return f"processor ({platform.machine()}), {torch.get_num_threads()} thread(s)"
 
 
 def provenance() -> dict[str, str]:

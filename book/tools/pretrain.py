@@ -3,23 +3,38 @@
     python book/tools/pretrain.py features fashion_mnist --root FOLDER
     python -m ddpm_nb --dataset fashion_mnist .. --root FOLDER --checkpoint CHECKPOINT    # see the card
     python book/tools/pretrain.py export CHECKPOINT
-    python book/tools/pretrain.py card fashion_mnist --root FOLDER
+    python book/tools/pretrain.py card CHECKPOINT --root FOLDER --minutes 70
 
-Each step reads what the one before it wrote. A card is made from the shipped file, not from the checkpoint.
+Each step reads what the one before it wrote. A card measures the shipped file; the checkpoint only tells the recipe.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
+from execute import hardware
+from torch import Tensor
+from tqdm import tqdm
 
-from ddpm_nb import pretrained
+from ddpm_nb import plots, pretrained
+from ddpm_nb.bound import bits_per_dim, bound_terms, discretized_decoder, ledger
 from ddpm_nb.checkpoint import load_checkpoint
 from ddpm_nb.data import DATASETS, load_dataset, load_labels
-from ddpm_nb.metrics import Moments, train_classifier
-from ddpm_nb.pretrained import FeatureSpace, export_features, export_model
+from ddpm_nb.denoiser import clipped
+from ddpm_nb.metrics import Moments, nearest_neighbours, precision_recall, train_classifier
+from ddpm_nb.nets import flops_per_image
+from ddpm_nb.pretrained import FeatureSpace, Model, export_features, export_model, load_features, load_model
+from ddpm_nb.recipe import Recipe
+from ddpm_nb.sampling import DDIM, grid, last, walk
 
 WEIGHTS = Path(pretrained.__file__).parent / "weights"
 
@@ -37,6 +52,95 @@ def make_features(dataset: str, root: str | None, epochs: int, seed: int) -> Non
     print(f"{path}: {accuracy:.1%} of the test set right")
 
 
+def command(recipe: dict[str, Any]) -> str:
+    """Return the words that train by a recipe: those of its settings that are not the default."""
+    defaults = {setting.name: setting.default for setting in fields(Recipe)}
+    chosen = {name: value for name, value in recipe.items() if name == "seed" or value != defaults[name]}
+    return "python -m ddpm_nb " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
+
+
+def draw(model: Model, side: int, count: int, steps: int, seed: int) -> Tensor:
+    """Draw ``count`` images by DDIM with clipped estimates, in parts of a bounded size."""
+    noise = torch.randn(count, 1, side, side, generator=torch.Generator().manual_seed(seed))
+    sampler = DDIM(model.q, clipped(model.denoiser))
+    parts = tqdm(noise.split(250), desc=f"{count} samples in {steps} steps, seed {seed}")
+    return torch.cat([last(walk(sampler, part, grid(model.q.schedule.T, steps))).x for part in parts])
+
+
+def summary(values: list[float]) -> dict[str, float]:
+    """Mean over the seeds and its standard error."""
+    found = torch.tensor(values, dtype=torch.float64)
+    return {"mean": found.mean().item(), "error": found.std().item() / math.sqrt(len(values)), "runs": len(values)}
+
+
+def judged(space: FeatureSpace, sets: Iterator[Tensor], test: Tensor, train: Tensor, near: Tensor) -> dict[str, Any]:
+    """Return how near to the test set, how believable, how varied and how new several sets of images are.
+
+    ``near`` is the distance to the nearest training image that 1 % of the test images stay below.
+    """
+    real = space(test)
+    rows: dict[str, list[float]] = {"frechet": [], "precision": [], "recall": [], "copies": []}
+    for images in sets:
+        found = space(images)
+        precision, recall = precision_recall(real[: len(found)], found)
+        distance = nearest_neighbours(images, train)[0]
+        copies = (distance < near).double().mean().item()
+        values = (Moments.of(found).frechet_distance(space.test), precision, recall, copies)
+        for name, value in zip(rows, values, strict=True):
+            rows[name].append(value)
+    return {name: summary(values) for name, values in rows.items()}
+
+
+def make_card(checkpoint: Path, root: str | None, minutes: float, count: int, seeds: int, images: int) -> None:
+    """Measure the shipped model of the checkpoint's data set, and store the card and the sheet of samples."""
+    recipe = load_checkpoint(checkpoint)["recipe"]
+    name, data = recipe["dataset"], DATASETS[recipe["dataset"]]
+    model, space, path = load_model(name), load_features(name), WEIGHTS / f"{name}.safetensors"
+    train, test = load_dataset(name, root), load_dataset(name, root, split="test")
+    near = nearest_neighbours(test, train)[0].quantile(0.01)
+    some = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:images]]
+    terms = bound_terms(
+        model.q,
+        clipped(model.denoiser),
+        some,
+        torch.Generator().manual_seed(0),
+        discretized_decoder(data.levels),
+    )
+    book = ledger(terms)
+    shuffled = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
+    card = {
+        "dataset": name,
+        "md5": data.md5,
+        "command": command(recipe),
+        "recipe": recipe,
+        "minutes": minutes,
+        "hardware": hardware(),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "bytes": path.stat().st_size,
+        "parameters": sum(p.numel() for p in model.network.parameters()),
+        "flops": flops_per_image(model.network, tuple(test.shape[1:])),
+        "bits_per_dim": {
+            "mean": bits_per_dim(book.total, test[0].numel()).item(),
+            "error": bits_per_dim(book.total_error, test[0].numel()).item(),
+            "images": images,
+        },
+        "accuracy": space.accuracy,
+        "count": count,
+        "samples": {
+            str(steps): judged(
+                space, (draw(model, data.side, count, steps, s) for s in range(seeds)), test, train, near
+            )
+            for steps in (20, 50)
+        },
+        "real": judged(space, iter(shuffled.split(count)[:seeds]), test, shuffled[seeds * count :], near),
+    }
+    (WEIGHTS / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n")
+    plots.use_style()
+    figure, axes = plt.subplots(figsize=(7.2, 4.5))
+    plots.draw_images(axes, draw(model, data.side, 160, 50, seed=0), columns=16)
+    figure.savefig(Path(__file__).resolve().parents[1] / "images" / f"{name}.png", dpi=120)
+
+
 def main() -> None:
     """Run one of the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,9 +152,18 @@ def main() -> None:
     features.add_argument("--seed", type=int, default=0)
     export = steps.add_parser("export")
     export.add_argument("checkpoint", type=Path)
+    card = steps.add_parser("card")
+    card.add_argument("checkpoint", type=Path)
+    card.add_argument("--root")
+    card.add_argument("--minutes", type=float, required=True, help="wall time of the training run, from its last line")
+    card.add_argument("--count", type=int, default=2000, help="samples of each seed")
+    card.add_argument("--seeds", type=int, default=3)
+    card.add_argument("--images", type=int, default=200, help="test images for the bound")
     given = parser.parse_args()
     if given.step == "features":
         make_features(given.dataset, given.root, given.epochs, given.seed)
+    elif given.step == "card":
+        make_card(given.checkpoint, given.root, given.minutes, given.count, given.seeds, given.images)
     else:
         name = load_checkpoint(given.checkpoint)["model"]["dataset"]
         print(export_model(given.checkpoint, WEIGHTS / f"{name}.safetensors"))

@@ -64,6 +64,53 @@ def conventions_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def _with_error(value: dict[str, float], digits: int = 2) -> str:
+    return f"{value['mean']:.{digits}f} ± {value['error']:.{digits}f}"
+
+
+def models() -> str:
+    """Return the cards of the shipped models as MyST: how each was made, and how good it is."""
+    from ddpm_nb import pretrained
+
+    pages = []
+    for path in sorted((Path(pretrained.__file__).parent / "weights").glob("*.json")):
+        card = json.loads(path.read_text())
+        bound, hardware = card["bits_per_dim"], card["hardware"]
+        facts = {
+            "file": f"`ddpm_nb/weights/{path.stem}.safetensors`, {card['bytes'] / 1e6:.1f} MB, weights as float16",
+            "SHA-256": f"`{card['sha256']}`",
+            "command": f"`{card['command']}`",
+            "data": ", ".join(f"{name}: `{md5}`" for name, md5 in card["md5"].items() if "images" in name)
+            or "comes with scikit-learn",
+            "wall time": f"{card['minutes']:.0f} min",
+            "hardware": f"{hardware['processor']}, {hardware['threads']} thread(s), accelerator: "
+            f"{hardware['accelerator']}, torch {hardware['torch']}",
+            "size": f"{card['parameters']:,} parameters, {card['flops'] / 1e6:.0f} million operations an image",
+            "bound": f"{_with_error(bound, 3)} bits/dim on {bound['images']} test images, all {card['recipe']['T']} terms",
+            "classifier behind the features": f"{card['accuracy']:.1%} of the test set right",
+        }
+        rows = [f"## {card['dataset']}", "", "| | |", "|---|---|"]
+        rows += [f"| {name} | {value} |" for name, value in facts.items()]
+        rows += [
+            "",
+            f"{card['count']} images of each of {card['real']['frechet']['runs']} seeds, mean ± standard error:",
+        ]
+        rows += [
+            "",
+            "| images | Fréchet distance | precision | recall | nearer to a training image |",
+            "|---|--:|--:|--:|--:|",
+        ]
+        sets = {f"model, DDIM in {steps} steps": row for steps, row in card["samples"].items()}
+        for name, row in {**sets, "real training images": card["real"]}.items():
+            rows.append(f"| {name} | " + " | ".join(_with_error(row[key], 3) for key in row) + " |")
+        rows += [
+            "",
+            f"![A hundred and sixty samples of the {card['dataset']} model in ten rows](images/{path.stem}.png)",
+        ]
+        pages.append("\n".join(rows))
+    return "\n\n".join(pages) + "\n"
+
+
 def stage() -> None:
     """Lay out the source tree that Jupyter Book reads."""
     shutil.rmtree(STAGE, ignore_errors=True)
@@ -80,6 +127,7 @@ def stage() -> None:
         "conventions": conventions_table(),
         "verification": register.verification_table(),
         "errata": register.errata(),
+        "models": models(),
     }
     for name, text in pages.items():
         (generated / f"{name}.md").write_text(text)
