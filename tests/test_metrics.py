@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from scipy import linalg, stats
+from scipy import linalg, optimize, stats
 from torch.testing import assert_close
 
 from ddpm_nb.metrics import (
@@ -11,6 +11,7 @@ from ddpm_nb.metrics import (
     frechet_distance,
     nearest_neighbours,
     precision_recall,
+    sliced_wasserstein,
     train_classifier,
 )
 
@@ -103,6 +104,44 @@ def test_energy_distance_by_hand():
     assert energy_distance(b, a) == pytest.approx(energy_distance(a, b), rel=1e-12)
     with pytest.raises(ValueError, match="2 and 1 samples: expected at least two of each"):
         energy_distance(a, b[:1])
+
+
+def test_sliced_wasserstein_is_the_best_matching_along_each_direction(draw):
+    a, b, directions = draw(30, 3, seed=1), 2 * draw(30, 3, seed=2) + 1, draw(5, 3, seed=3)
+    costs = []
+    for direction in directions / directions.norm(dim=1, keepdim=True):
+        cost = ((a @ direction)[:, None] - b @ direction).square().numpy()
+        costs.append(cost[optimize.linear_sum_assignment(cost)].mean())
+    assert sliced_wasserstein(a, b, directions) == pytest.approx(math.sqrt(sum(costs) / 5), rel=1e-12)
+
+
+def test_sliced_wasserstein_of_a_shift_and_a_scaling(draw):
+    a, shift, directions = draw(50, 4, seed=1), torch.tensor([1.0, -2.0, 0.0, 0.5]).double(), 3 * draw(7, 4, seed=2)
+    unit = directions / directions.norm(dim=1, keepdim=True)
+    found = sliced_wasserstein(a, a[torch.arange(49, -1, -1)] + shift, directions)
+    assert found == pytest.approx((unit @ shift).square().mean().sqrt().item(), rel=1e-12)
+    found = sliced_wasserstein(a.float(), 1.5 * a.float(), directions)
+    assert found == pytest.approx(0.5 * (a @ unit.mT).square().mean().sqrt().item(), rel=1e-6)
+    assert sliced_wasserstein(a, a, directions) == 0
+
+
+def test_sliced_wasserstein_of_normal_laws_and_its_floor(draw):
+    # W₂² of N(0, 1) and N(μ, σ²) is μ² + (1 - σ)²; samples of one law are at a distance that falls with their number.
+    n, shift, sd = 20_000, 0.8, 1.5
+    line = torch.ones(1, 1)
+    found = [sliced_wasserstein(draw(n, 1, seed=i), shift + sd * draw(n, 1, seed=100 + i), line) for i in range(10)]
+    assert sum(found) / 10 == pytest.approx(math.hypot(shift, sd - 1), rel=0.01)
+    floors = [
+        sum(sliced_wasserstein(draw(n, 1, seed=i), draw(n, 1, seed=100 + i), line) for i in range(20)) / 20
+        for n in (100, 1000, 10_000)
+    ]
+    assert floors[0] > 2 * floors[1] > 4 * floors[2] > 0
+
+
+def test_sliced_wasserstein_names_the_shapes(draw):
+    for a, b, directions in ((5, 4, (2, 3)), (5, 5, (2, 4)), (5, 5, (3,))):
+        with pytest.raises(ValueError, match=r"samples of shape .* expected \(n, d\), the same \(n, d\) and \(k, d\)"):
+            sliced_wasserstein(draw(a, 3), draw(b, 3), draw(*directions))
 
 
 def test_nearest_neighbours_by_brute_force(draw):
