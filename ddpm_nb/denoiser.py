@@ -14,18 +14,22 @@ from torch import Tensor
 
 from ddpm_nb.arguments import choose
 from ddpm_nb.diffusion import GaussianDiffusion, weighted_sum
-from ddpm_nb.schedule import NoiseSchedule, Time, coefficient
+from ddpm_nb.schedule import Levels, Time, coefficient
 
 __all__ = [
     "EPS",
     "SCORE",
+    "STATE",
     "X0",
     "Denoiser",
     "NetworkDenoiser",
     "Parameterization",
     "V",
+    "Weights",
     "clipped",
+    "estimate",
     "parameterization",
+    "thresholded",
 ]
 
 Denoiser = Callable[[Tensor, Time], Tensor]
@@ -38,48 +42,84 @@ class Parameterization:
     Parameters
     ----------
     name : how notebooks and checkpoints name it
-    weights : ``(schedule, t) -> (a, b)``, float64
+    weights : ``(levels, t) -> (a, b)``, floats or float64 tensors as the levels are, see :class:`Levels`
     """
 
     name: str
-    weights: Callable[[NoiseSchedule, Time], tuple[Tensor, Tensor]]
+    weights: Callable[[Levels, Time], tuple[float | Tensor, float | Tensor]]
 
     def __repr__(self) -> str:
         return self.name.upper()
 
     def target(self, q: GaussianDiffusion, x_0: Tensor, eps: Tensor, t: Time) -> Tensor:
         """y = a x_0 + b ε, what the network should answer. Shape of ``x_0``."""
-        a, b = self.weights(q.schedule, t)
-        return weighted_sum(coefficient(a, x_0), x_0, coefficient(b, x_0), eps)
+        a, b = self.weights(q.schedule.at(t, t), t)
+        return Weights(a, b).of(x_0, eps)
 
     def x_0(self, q: GaussianDiffusion, y: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """x̂_0 = (b x_t − √(1−ᾱ) y) / (b √ᾱ − a √(1−ᾱ)). Shape of ``x_t``."""
-        a, b, signal, noise = self._system(q, t)
-        det = b * signal - a * noise
-        return weighted_sum(coefficient(b / det, x_t), x_t, coefficient(-noise / det, x_t), y)
+        return self.x_0_weights(q, t).of(x_t, y)
 
     def eps(self, q: GaussianDiffusion, y: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """ε̂ = (√ᾱ y − a x_t) / (b √ᾱ − a √(1−ᾱ)). Shape of ``x_t``."""
         a, b, signal, noise = self._system(q, t)
         det = b * signal - a * noise
-        return weighted_sum(coefficient(-a / det, x_t), x_t, coefficient(signal / det, x_t), y)
+        return Weights(-a / det, signal / det).of(x_t, y)
 
-    def _system(self, q: GaussianDiffusion, t: Time) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        a, b = self.weights(q.schedule, t)
-        return a, b, q.schedule.alpha_bar(t).sqrt(), q.schedule.one_minus_alpha_bar(t).sqrt()
+    def x_0_weights(self, q: GaussianDiffusion, t: Time) -> Weights:
+        """Return the weights of x_t and y in x̂_0."""
+        a, b, signal, noise = self._system(q, t)
+        det = b * signal - a * noise
+        return Weights(b / det, -noise / det)
+
+    def _system(self, q: GaussianDiffusion, t: Time) -> tuple[float | Tensor, ...]:
+        levels = q.schedule.at(t, t)
+        a, b = self.weights(levels, t)
+        return a, b, levels.alpha_bar(t) ** 0.5, levels.one_minus_alpha_bar(t) ** 0.5
 
 
-def _constant(value: float, schedule: NoiseSchedule, t: Time) -> Tensor:
-    return torch.full_like(schedule.log_alpha_bar(t), value)
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A combination a x_t + b y, as its two numbers.
+
+    A step of a sampler combines two tensors, the state and what the network answered. x̂_0, ε̂ and the mean are all such
+    combinations, so the algebra is done on their weights, and the tensors are read once, at the end, by :meth:`of`.
+
+    Parameters
+    ----------
+    on_x_t, on_y : floats, or tensors ``(batch,)`` where the step differs from sample to sample
+    """
+
+    on_x_t: float | Tensor
+    on_y: float | Tensor
+
+    def __add__(self, other: Weights) -> Weights:
+        return Weights(self.on_x_t + other.on_x_t, self.on_y + other.on_y)
+
+    def __sub__(self, other: Weights) -> Weights:
+        return Weights(self.on_x_t - other.on_x_t, self.on_y - other.on_y)
+
+    def __rmul__(self, factor: float | Tensor) -> Weights:
+        return Weights(factor * self.on_x_t, factor * self.on_y)
+
+    def __truediv__(self, divisor: float | Tensor) -> Weights:
+        return Weights(self.on_x_t / divisor, self.on_y / divisor)
+
+    def of(self, x_t: Tensor, y: Tensor) -> Tensor:
+        """Return a x_t + b y, in two passes over memory."""
+        return weighted_sum(coefficient(self.on_x_t, x_t), x_t, coefficient(self.on_y, y), y)
 
 
-EPS = Parameterization("eps", lambda q, t: (_constant(0.0, q, t), _constant(1.0, q, t)))
+STATE = Weights(1.0, 0.0)
+"""x_t itself as a combination."""
+
+EPS = Parameterization("eps", lambda q, t: (0.0, 1.0))
 """The total noise: y = ε."""
-X0 = Parameterization("x_0", lambda q, t: (_constant(1.0, q, t), _constant(0.0, q, t)))
+X0 = Parameterization("x_0", lambda q, t: (1.0, 0.0))
 """The clean data: y = x_0."""
-V = Parameterization("v", lambda q, t: (-q.one_minus_alpha_bar(t).sqrt(), q.alpha_bar(t).sqrt()))
+V = Parameterization("v", lambda q, t: (-(q.one_minus_alpha_bar(t) ** 0.5), q.alpha_bar(t) ** 0.5))
 """The velocity: y = √ᾱ ε − √(1−ᾱ) x_0."""
-SCORE = Parameterization("score", lambda q, t: (_constant(0.0, q, t), -q.one_minus_alpha_bar(t).rsqrt()))
+SCORE = Parameterization("score", lambda q, t: (0.0, -(q.one_minus_alpha_bar(t) ** -0.5)))
 """The score of q(x_t | x_0): y = −ε/√(1−ᾱ)."""
 
 _BY_NAME = {p.name: p for p in (EPS, X0, V, SCORE)}
@@ -116,8 +156,20 @@ class NetworkDenoiser:
 
     def __call__(self, x_t: Tensor, t: Time) -> Tensor:
         """Return x̂_0, of the shape of ``x_t``."""
+        x_0, y = self.estimate(x_t, t)
+        return x_0.of(x_t, y)
+
+    def estimate(self, x_t: Tensor, t: Time) -> tuple[Weights, Tensor]:
+        """Return x̂_0 as the weights of x_t and y, and y, the network's answer."""
         steps = t if torch.is_tensor(t) else torch.full(x_t.shape[:1], t, device=x_t.device)
-        return self.parameterization.x_0(self.q, self.network(x_t, steps), x_t, t)
+        return self.parameterization.x_0_weights(self.q, t), self.network(x_t, steps)
+
+
+def estimate(denoise: Denoiser, x_t: Tensor, t: Time) -> tuple[Weights, Tensor]:
+    """Return x̂_0 as weights of x_t and a tensor y: what the network answered, or x̂_0 of any other denoiser."""
+    if isinstance(denoise, NetworkDenoiser):
+        return denoise.estimate(x_t, t)
+    return Weights(0.0, 1.0), denoise(x_t, t)
 
 
 def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
@@ -125,3 +177,21 @@ def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser
     if not low < high:
         raise ValueError(f"low = {low}, high = {high}: expected low < high")
     return lambda x_t, t: denoise(x_t, t).clamp(low, high)
+
+
+def thresholded(denoise: Denoiser, share: float = 0.995) -> Denoiser:
+    """Return the denoiser whose x̂_0 is clipped to [−m, m] and divided by m, for m = max(1, quantile of |x̂_0|).
+
+    ``share`` of an image's pixels lie within its m, so that an estimate in the range of the data is left as it is, and
+    one that is too large is scaled rather than saturated (Saharia et al. 2022). Book: [](#eq-m7-thresholding).
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share = {share}: expected a share of the pixels, above 0 and at most 1")
+
+    def denoise_and_scale(x_t: Tensor, t: Time) -> Tensor:
+        x_0 = denoise(x_t, t)
+        reach = x_0.abs().flatten(1).quantile(share, dim=1).clamp(min=1.0)
+        reach = reach.reshape(-1, *[1] * (x_0.ndim - 1))
+        return x_0.clamp(-reach, reach) / reach
+
+    return denoise_and_scale

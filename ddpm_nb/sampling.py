@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ddpm_nb.arguments import whole_number
-from ddpm_nb.denoiser import X0, Denoiser
-from ddpm_nb.diffusion import GaussianDiffusion, weighted_sum
+from ddpm_nb.denoiser import STATE, Denoiser, estimate
+from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.schedule import NoiseSchedule, coefficient
+from ddpm_nb.schedule import NoiseSchedule
 
 __all__ = ["DDIM", "Ancestral", "State", "grid", "last", "walk"]
 
@@ -41,8 +41,10 @@ class Ancestral:
 
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the law of x_s."""
-        law = self.q.posterior(self.denoise(x_t, t), x_t, s, t)
-        return law if s == 0 else Gaussian(law.mean, self.variance(self.q.schedule, s, t))
+        x_0, y = estimate(self.denoise, x_t, t)
+        on_x_0, on_x_t = self.q.posterior_weights(s, t)
+        mean = (on_x_0 * x_0 + on_x_t * STATE).of(x_t, y)
+        return Gaussian(mean, self.variance(self.q.schedule, s, t) if s > 0 else torch.zeros(()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +64,13 @@ class DDIM:
 
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the law of x_s."""
-        schedule = self.q.schedule
-        x_0 = self.denoise(x_t, t)
-        eps = X0.eps(self.q, x_0, x_t, t)
-        var = self.eta**2 * schedule.posterior_var(s, t)
-        direction = coefficient((schedule.one_minus_alpha_bar(s) - var).clamp(min=0).sqrt(), x_t)
-        mean = weighted_sum(coefficient(schedule.alpha_bar(s).sqrt(), x_t), x_0, direction, eps)
-        return Gaussian(mean, var)
+        level = self.q.schedule.at(s, t)
+        x_0, y = estimate(self.denoise, x_t, t)
+        eps = (STATE - level.alpha_bar(t) ** 0.5 * x_0) / level.one_minus_alpha_bar(t) ** 0.5
+        var = self.eta**2 * level.posterior_var(s, t)
+        direction = max(level.one_minus_alpha_bar(s) - var, 0.0) ** 0.5
+        mean = (level.alpha_bar(s) ** 0.5 * x_0 + direction * eps).of(x_t, y)
+        return Gaussian(mean, torch.tensor(var, dtype=x_t.dtype))
 
 
 @dataclass(frozen=True, eq=False)

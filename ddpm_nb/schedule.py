@@ -7,21 +7,82 @@ Index 0 is the clean data (ᾱ_0 = 1) and the steps are 1..T. Differences of log
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from ddpm_nb.arguments import whole_number
 
-__all__ = ["SCHEDULES", "NoiseSchedule", "Time", "coefficient", "cosine_schedule", "linear_schedule"]
+__all__ = [
+    "SCHEDULES",
+    "Levels",
+    "NoiseSchedule",
+    "PlainLevels",
+    "Time",
+    "coefficient",
+    "cosine_schedule",
+    "linear_schedule",
+]
 
 Time = int | Tensor  # a step for the whole batch, or an integer tensor (batch,)
+Number = TypeVar("Number", float, Tensor)
+
+
+class Levels(Generic[Number]):
+    """What follows from log ᾱ_t, written once for float64 tensors and for plain floats.
+
+    :class:`NoiseSchedule` answers with tensors, :class:`PlainLevels` with floats.
+    """
+
+    _exp: Callable[[Number], Number]
+    _expm1: Callable[[Number], Number]
+
+    def log_alpha_bar(self, t: Time) -> Number:
+        """Log of the signal power left after t steps; 0 at t = 0."""
+        raise NotImplementedError
+
+    def alpha_bar(self, t: Time) -> Number:
+        """ᾱ_t, the signal power left after t steps; 1 at t = 0."""
+        return self._exp(self.log_alpha_bar(t))
+
+    def one_minus_alpha_bar(self, t: Time) -> Number:
+        """1 − ᾱ_t, the noise power after t steps, accurate to rounding where ᾱ_t is near 1; 0 at t = 0."""
+        return 0.0 - self._expm1(self.log_alpha_bar(t))  # not -expm1: a zero with a minus sign makes SNR_0 = −∞
+
+    def alpha_between(self, s: Time, t: Time) -> Number:
+        """ᾱ_t / ᾱ_s, the part of the signal power at step s that is left at step t ≥ s."""
+        return self._exp(self.log_alpha_bar(t) - self.log_alpha_bar(s))
+
+    def beta_between(self, s: Time, t: Time) -> Number:
+        """1 − ᾱ_t / ᾱ_s, the variance added between steps s and t ≥ s."""
+        return -self._expm1(self.log_alpha_bar(t) - self.log_alpha_bar(s))
+
+    def posterior_var(self, s: Time, t: Time) -> Number:
+        """Variance of x_s given x_t and x_0; β̃_t for s = t − 1. Book: [posterior variance](#eq-posterior-var)."""
+        return self.beta_between(s, t) * self.one_minus_alpha_bar(s) / self.one_minus_alpha_bar(t)
 
 
 @dataclass(frozen=True, eq=False)
-class NoiseSchedule:
+class PlainLevels(Levels[float]):
+    """The levels of a schedule as Python's floats: a sampler's step costs a few operations on numbers, not on tensors.
+
+    Steps are ints only; ``ValueError`` for one out of range.
+    """
+
+    table: Sequence[float]
+    _exp = staticmethod(math.exp)
+    _expm1 = staticmethod(math.expm1)
+
+    def log_alpha_bar(self, t: Time) -> float:
+        """Log of the signal power left after t steps; 0 at t = 0."""
+        return self.table[_whole_step("t", t, 0, len(self.table) - 1)]
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule(Levels[Tensor]):
     r"""ᾱ_t = ∏_{i≤t} (1 − β_i), kept as log ᾱ_t in float64. Book: [cumulative signal](#eq-alpha-bar).
 
     Every method takes a step (int, or an integer tensor ``(batch,)``) and returns float64 of that shape.
@@ -40,6 +101,8 @@ class NoiseSchedule:
     """
 
     log_alpha_bars: Tensor
+    _exp = staticmethod(torch.exp)
+    _expm1 = staticmethod(torch.expm1)
 
     def __post_init__(self) -> None:
         table = torch.as_tensor(self.log_alpha_bars, dtype=torch.float64, device="cpu").detach()
@@ -50,6 +113,7 @@ class NoiseSchedule:
         object.__setattr__(self, "log_alpha_bars", table)
         object.__setattr__(self, "_copies", {"cpu": table})
         object.__setattr__(self, "_entries", table.unbind())
+        object.__setattr__(self, "_plain", PlainLevels(table.tolist()))
 
     @classmethod
     def from_betas(cls, betas: Tensor | Sequence[float]) -> NoiseSchedule:
@@ -74,21 +138,9 @@ class NoiseSchedule:
         # A sampler asks some twenty times per step: an entry made beforehand costs a tenth of indexing the table.
         return self._entries[step] if isinstance(step, int) else self._table(t)[step]  # type: ignore[attr-defined]
 
-    def alpha_bar(self, t: Time) -> Tensor:
-        """ᾱ_t, the signal power left after t steps; 1 at t = 0."""
-        return self.log_alpha_bar(t).exp()
-
-    def one_minus_alpha_bar(self, t: Time) -> Tensor:
-        """1 − ᾱ_t, the noise power after t steps, accurate to rounding where ᾱ_t is near 1; 0 at t = 0."""
-        return 0.0 - torch.expm1(self.log_alpha_bar(t))  # not -expm1: a zero with a minus sign makes SNR_0 = −∞
-
-    def alpha_between(self, s: Time, t: Time) -> Tensor:
-        """ᾱ_t / ᾱ_s, the part of the signal power at step s that is left at step t ≥ s."""
-        return (self.log_alpha_bar(t) - self.log_alpha_bar(s)).exp()
-
-    def beta_between(self, s: Time, t: Time) -> Tensor:
-        """1 − ᾱ_t / ᾱ_s, the variance added between steps s and t ≥ s."""
-        return -torch.expm1(self.log_alpha_bar(t) - self.log_alpha_bar(s))
+    def at(self, s: Time, t: Time) -> Levels[float] | Levels[Tensor]:
+        """Return the levels to compute with for a step from t to s: plain floats where both are ints."""
+        return self if torch.is_tensor(s) or torch.is_tensor(t) else self._plain  # type: ignore[attr-defined]
 
     def alpha(self, t: Time) -> Tensor:
         """α_t = 1 − β_t, for t ≥ 1."""
@@ -97,10 +149,6 @@ class NoiseSchedule:
     def beta(self, t: Time) -> Tensor:
         """β_t, the variance added in step t, for t ≥ 1."""
         return self.beta_between(self._step("t", t, least=1) - 1, t)
-
-    def posterior_var(self, s: Time, t: Time) -> Tensor:
-        """Variance of x_s given x_t and x_0; β̃_t for s = t − 1. Book: [posterior variance](#eq-posterior-var)."""
-        return self.beta_between(s, t) * self.one_minus_alpha_bar(s) / self.one_minus_alpha_bar(t)
 
     def snr(self, t: Time) -> Tensor:
         """ᾱ_t / (1 − ᾱ_t), the signal-to-noise ratio; infinite at t = 0. Book: [SNR](#eq-snr)."""
@@ -120,12 +168,8 @@ class NoiseSchedule:
 
     def _step(self, name: str, t: Time, least: int) -> Time:
         """Return ``t`` as an index, checked where that does not make the host wait for a GPU."""
-        if type(t) is int and least <= t <= self.T:
-            return t
         if not torch.is_tensor(t):
-            if whole_number(name, t, least=least) > self.T:
-                raise ValueError(f"{name} = {t}: expected a step from {least} to T = {self.T}")
-            return int(t)
+            return _whole_step(name, t, least, self.T)
         if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
             raise TypeError(f"{name} of dtype {t.dtype}: expected an integer tensor of steps")
         if t.device.type == "mps":
@@ -136,6 +180,15 @@ class NoiseSchedule:
                 wrong = low if low < least else high
                 raise ValueError(f"{name} contains {wrong}: expected steps from {least} to T = {self.T}")
         return t.long()
+
+
+def _whole_step(name: str, t: object, least: int, T: int) -> int:
+    if type(t) is int and least <= t <= T:
+        return t
+    step = whole_number(name, t, least=least)
+    if step > T:
+        raise ValueError(f"{name} = {t}: expected a step from {least} to T = {T}")
+    return step
 
 
 def linear_schedule(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> NoiseSchedule:
@@ -159,11 +212,13 @@ SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule}
 """The schedules by the names that notebooks and checkpoints use."""
 
 
-def coefficient(value: Tensor, x: Tensor) -> float | Tensor:
+def coefficient(value: float | Tensor, x: Tensor) -> float | Tensor:
     """Make a schedule's value multiply ``x`` ``(batch, *event)``: a float, or shape ``(batch, 1, ..)`` in x's dtype.
 
     The arithmetic before this point is float64; the cast comes last.
     """
+    if not torch.is_tensor(value):
+        return value
     if value.ndim == 0 and value.device.type == "cpu":
         return value.item()
     if value.ndim == 1 and value.shape[0] not in (1, x.shape[0]):

@@ -131,10 +131,11 @@ def test_ancestral_is_the_posterior_at_the_estimate(schedule, draw):
     denoise = NetworkDenoiser(network, V, q)
     for s, t in ((0, 1), (1, 2), (1, schedule.T), (0, schedule.T)):
         law, expected = Ancestral(q, denoise)(x_t, s, t), q.posterior(denoise(x_t, t), x_t, s, t)
-        assert torch.equal(law.mean, expected.mean)
-        assert torch.equal(law.var, expected.var)
+        # The kernel combines x_t and the network's answer at once, so the two round differently.
+        assert_close(law.mean, expected.mean, rtol=1e-13, atol=1e-13)
+        assert_close(law.var, expected.var, rtol=1e-14, atol=0.0)
         wide = Ancestral(q, denoise, BETA)(x_t, s, t)
-        assert torch.equal(wide.mean, expected.mean)
+        assert torch.equal(wide.mean, law.mean)
         assert wide.var == (schedule.beta_between(s, t) if s else 0)
 
 
