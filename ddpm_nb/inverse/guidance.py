@@ -1,0 +1,181 @@
+"""Guidance: the gradient of an assumed likelihood of the measurement bends the walk of the prior towards it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddpm_nb.denoiser import Denoiser
+from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.gaussian import Gaussian
+from ddpm_nb.inverse.measurement import Measurement
+from ddpm_nb.sampling import DDIM, Kernel
+from ddpm_nb.schedule import NoiseSchedule, Time, coefficient
+
+__all__ = ["DPS", "PGDM", "Guess", "Likelihood", "gaussian_spread", "guided", "no_spread"]
+
+
+Spread = Callable[[NoiseSchedule, int], Tensor]  # (schedule, t) -> r², the assumed variance of x_0 given x_t
+
+
+def no_spread(schedule: NoiseSchedule, t: int) -> Tensor:
+    """r² = 0: x_0 is taken to be x̂_0 (Chung et al. 2023)."""
+    return torch.zeros(())
+
+
+def gaussian_spread(prior_var: float = 1.0) -> Spread:
+    """r² = v (1 − ᾱ)/(ᾱ v + 1 − ᾱ), right for data N(m, v I); 1 − ᾱ for v = 1 (Song et al. 2023)."""
+    if not prior_var > 0:
+        raise ValueError(f"prior_var = {prior_var}: expected a positive variance")
+
+    def spread(schedule: NoiseSchedule, t: int) -> Tensor:
+        noise = schedule.one_minus_alpha_bar(t)
+        return prior_var * noise / (schedule.alpha_bar(t) * prior_var + noise)
+
+    return spread
+
+
+class Guess(NamedTuple):
+    """What x_t says of x_0 and of y, one row for each sample.
+
+    x_0 : Tensor ``(batch, *event)``, the denoiser's x̂_0
+    log_prob : Tensor ``(batch,)``, log p̃(y | x_t) in nats, float64
+    gradient : Tensor ``(batch, *event)``, ∇ log p̃(y | x_t) in x_t
+    """
+
+    x_0: Tensor
+    log_prob: Tensor
+    gradient: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihood:
+    """The assumed p̃(y | x_t) = N(y; A x̂_0, r_t² A Aᵀ + σ_y² I). Book: [guidance](#eq-i8-guidance).
+
+    Exact if x_0 given x_t is N(x̂_0, r_t² I). ``spread=no_spread`` is the likelihood of DPS, ``gaussian_spread()`` that
+    of ΠGDM (pseudoinverse guidance). At t = 0 it is the likelihood itself, N(y; A x_0, σ_y² I).
+
+    Parameters
+    ----------
+    denoise : the prior's ``(x_t, t) -> x̂_0``
+    q : the forward process
+    measurement : what was observed
+    spread : ``(schedule, t) -> r_t²``
+    """
+
+    denoise: Denoiser
+    q: GaussianDiffusion
+    measurement: Measurement
+    spread: Spread
+
+    @cached_property
+    def _axes(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors of A Aᵀ, float64: along them the noises are independent."""
+        A = self.measurement.operator.matrix()
+        values, vectors = torch.linalg.eigh(A @ A.mT)
+        return values.clamp(min=0), vectors
+
+    def __call__(self, x_t: Tensor, t: Time) -> Guess:
+        """Return x̂_0, log p̃(y | x_t) and its gradient; ``ValueError`` where the covariance is singular."""
+        values, vectors = (part.to(x_t.device) for part in self._axes)
+        var = self.spread(self.q.schedule, int(t)).to(x_t.device) * values + self.measurement.sigma_y**2
+        if not bool((var > 0).all()):
+            raise ValueError(f"sigma_y = {self.measurement.sigma_y}: expected a positive number where the spread is 0")
+        x_0, residual, pull_back = _linearized(self.denoise, self.measurement, x_t, t)
+        along = residual.flatten(1).double() @ vectors
+        log_prob = -0.5 * (along.square() / var + var.log() + math.log(2 * math.pi)).sum(1)
+        direction = ((along / var) @ vectors.mT).reshape(residual.shape)
+        return Guess(x_0, log_prob, pull_back(direction.to(residual)))
+
+
+def guided(denoise: Denoiser, q: GaussianDiffusion, measurement: Measurement, spread: Spread) -> Denoiser:
+    """x̂_0 + (1 − ᾱ)/√ᾱ ∇ log p̃(y | x_t), the gradient of a :class:`Likelihood`. Book: [](#eq-i8-guidance).
+
+    It is E[x_0 | x_t, y] if x_0 given x_t is N(x̂_0, r² I). ``ValueError`` where the covariance of y is singular.
+    """
+    likelihood = Likelihood(denoise, q, measurement, spread)
+
+    def denoise_given_y(x_t: Tensor, t: Time) -> Tensor:
+        guess = likelihood(x_t, t)
+        scale = q.schedule.one_minus_alpha_bar(t) / q.schedule.alpha_bar(t).sqrt()
+        return guess.x_0 + coefficient(scale, x_t) * guess.gradient
+
+    return denoise_given_y
+
+
+@dataclass(frozen=True, eq=False)
+class PGDM:
+    """ΠGDM with its published step: DDIM, plus √ᾱ_s √ᾱ_t r_t² ∇ log p̃(y | x_t) with r_t² = 1 − ᾱ_t.
+
+    Source: Song et al. 2023; the factors are those of its authors' code, where σ_y = 0 and r_t² (r_t² A Aᵀ)⁻¹ makes A⁺.
+    Book: [the step of ΠGDM](#eq-i8-pgdm).
+
+    Parameters
+    ----------
+    likelihood : the assumed p̃(y | x_t), with ``gaussian_spread()``
+    eta : DDIM's η; 1, the default, draws as much noise as ancestral sampling
+    """
+
+    likelihood: Likelihood
+    eta: float = 1.0
+
+    def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
+        """Return the law of x_s."""
+        q, guess = self.likelihood.q, self.likelihood(x_t, t)
+        law = DDIM(q, lambda x, t: guess.x_0, self.eta)(x_t, s, t)
+        weight = (q.schedule.alpha_bar(s) * q.schedule.alpha_bar(t)).sqrt() * self.likelihood.spread(q.schedule, t)
+        return Gaussian(law.mean + coefficient(weight, x_t) * guess.gradient, law.var)
+
+
+@dataclass(frozen=True, eq=False)
+class DPS:
+    """Diffusion posterior sampling with its published step: mean − (ζ/‖r‖) ∇‖r‖², r = y − A x̂_0(x_t).
+
+    Source: Chung et al. 2023, Algorithm 1 with ζ_t = ζ/‖r‖. Book: [the DPS step](#eq-i8-dps).
+
+    Parameters
+    ----------
+    kernel : ``(x_t, s, t) -> Gaussian`` of the prior alone
+    denoise : the denoiser of the same prior
+    measurement : what was observed
+    step : ζ, a positive number
+    """
+
+    kernel: Kernel
+    denoise: Denoiser
+    measurement: Measurement
+    step: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.step > 0:
+            raise ValueError(f"step = {self.step}: expected a positive number")
+
+    def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
+        """Return the law of x_s."""
+        law = self.kernel(x_t, s, t)
+        _, residual, pull_back = _linearized(self.denoise, self.measurement, x_t, t)
+        norm = residual.flatten(1).norm(dim=1).reshape(-1, *[1] * (residual.ndim - 1))
+        unit = residual / norm.clamp(min=torch.finfo(norm.dtype).tiny)  # a residual of exactly 0 pulls nowhere
+        return Gaussian(law.mean + 2 * self.step * pull_back(unit), law.var)  # ∇‖r‖² = −2 Jᵀ Aᵀ r
+
+
+def _linearized(
+    denoise: Denoiser, measurement: Measurement, x_t: Tensor, t: Time
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """x̂_0, the residual y − A x̂_0, and the map w ↦ Jᵀ Aᵀ w with J = ∂x̂_0/∂x_t, for one use."""
+    operator = measurement.operator
+    with torch.enable_grad():  # a walk runs without gradients
+        x = x_t.detach().requires_grad_()
+        x_0 = denoise(x, t) if int(t) else x  # nothing to remove from clean data
+
+    def pull_back(w: Tensor) -> Tensor:
+        return torch.autograd.grad(x_0, x, operator.adjoint(w))[0]
+
+    value = x_0.detach()
+    return value, measurement.y.to(value) - operator(value), pull_back

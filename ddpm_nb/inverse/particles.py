@@ -1,0 +1,118 @@
+"""A posterior without bias in the limit: many guided walks at once, weighted by what guidance got wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ddpm_nb.arguments import whole_number
+from ddpm_nb.gaussian import Gaussian
+from ddpm_nb.inverse.guidance import Guess, Likelihood
+from ddpm_nb.schedule import NoiseSchedule, coefficient
+
+__all__ = ["Cloud", "twisted_walk"]
+
+
+@dataclass(frozen=True, eq=False)
+class Cloud:
+    """The particles of several problems at step t: p of problem i is row p · problems + i.
+
+    Parameters
+    ----------
+    x : Tensor ``(particles · problems, *event)``
+    t : their step
+    log_weights : Tensor ``(particles, problems)``, float64; the weights of each problem sum to 1
+    log_evidence : Tensor ``(problems,)``, float64; at t = 0 the log of an unbiased estimate of p(y), in nats
+    """
+
+    x: Tensor
+    t: int
+    log_weights: Tensor
+    log_evidence: Tensor
+
+    def effective(self) -> Tensor:
+        """1/Σ w², the number of equally weighted particles that would be as good, ``(problems,)``."""
+        return 1 / self.log_weights.exp().square().sum(0)
+
+    def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n particles of each problem by their weights, ``(n, problems, *event)``; one may come several times."""
+        chosen = torch.multinomial(self.log_weights.exp().mT, n, replacement=True, generator=generator).mT
+        problem = torch.arange(chosen.shape[1])
+        return self.x.unflatten(0, self.log_weights.shape)[chosen, problem]
+
+
+def twisted_walk(
+    likelihood: Likelihood,
+    x_T: Tensor,
+    times: Sequence[int],
+    particles: int,
+    generator: torch.Generator | None = None,
+    variance: Callable[[NoiseSchedule, int, int], Tensor] = NoiseSchedule.posterior_var,
+) -> Iterator[Cloud]:
+    """Yield the particles after each step down ``times``: guided ancestral steps, weighted and resampled.
+
+    Source: Wu et al. 2023 (twisted diffusion sampler). Particles are drawn from N(μ + σ² ∇ log p̃(y | x_t), σ²), where
+    the prior's ancestral step has mean μ and variance σ², and weighted by [](#eq-i8-twisted). As their number grows,
+    they follow p(x_0) p(y | x_0)/p(y) with p(x_0) the law of ancestral samples along ``times``, whatever p̃ says.
+
+    Parameters
+    ----------
+    likelihood : p̃(y | x_t); its measurement has one y for all, or one in each row of x_T
+    x_T : Tensor ``(particles · problems, *event)``, normal draws; problem i is in every row p · problems + i
+    times : T, ..., 0, any stride
+    particles : how many share one problem, at least 2
+    variance : ``(schedule, s, t) -> σ²`` for s ≥ 1, as in :class:`~ddpm_nb.sampling.Ancestral`
+
+    Raises
+    ------
+    ValueError
+        If the rows of x_T are not a multiple of ``particles``.
+    """
+    if len(x_T) % whole_number("particles", particles, least=2):
+        raise ValueError(f"particles = {particles}: expected a divisor of the {len(x_T)} rows of x_T")
+    return _twisted_walk(likelihood, x_T, times, particles, generator, variance)
+
+
+def _twisted_walk(
+    likelihood: Likelihood,
+    x: Tensor,
+    times: Sequence[int],
+    particles: int,
+    generator: torch.Generator | None,
+    variance: Callable[[NoiseSchedule, int, int], Tensor],
+) -> Iterator[Cloud]:
+    guess = likelihood(x, times[0])
+    gained = guess.log_prob.reshape(particles, -1).cpu() - math.log(particles)
+    log_weights, log_evidence = gained.log_softmax(0), gained.logsumexp(0)
+    for t, s in pairwise(times):
+        rows, log_weights = _resampled(log_weights, generator)
+        x, guess = x[rows], Guess(*(part[rows] for part in guess))
+        law = likelihood.q.posterior(guess.x_0, x, s, t)
+        var = variance(likelihood.q.schedule, s, t) if s else law.var
+        push = coefficient(var, x) * guess.gradient
+        x = Gaussian(law.mean + push, var).sample(generator)
+        # log p(x_s | x_t) less the log density of the proposal, written without a division by σ², which is 0 at s = 0
+        lost = (guess.gradient * (x - law.mean - 0.5 * push)).double().flatten(1).sum(1)
+        before, guess = guess, likelihood(x, s)
+        gained = log_weights + (guess.log_prob - before.log_prob - lost).reshape(particles, -1).cpu()
+        log_weights, log_evidence = gained.log_softmax(0), log_evidence + gained.logsumexp(0)
+        yield Cloud(x, s, log_weights, log_evidence)
+
+
+def _resampled(log_weights: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Rows to go on from and their weights: drawn anew where fewer than half the particles count, kept elsewhere.
+
+    Systematic resampling: a particle of weight w comes ⌊n w⌋ or ⌈n w⌉ times, n w times on average.
+    """
+    n, problems = log_weights.shape
+    weights, place = log_weights.exp(), torch.arange(n)[:, None]
+    ticks = (place + torch.rand(problems, dtype=torch.float64, generator=generator)) / n
+    drawn = torch.searchsorted(weights.cumsum(0).mT.contiguous(), ticks.mT.contiguous()).mT.clamp(max=n - 1)
+    few = weights.square().sum(0) > 2 / n
+    rows = torch.where(few, drawn, place) * problems + torch.arange(problems)
+    return rows.flatten(), torch.where(few, -math.log(n), log_weights)
