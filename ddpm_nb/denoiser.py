@@ -28,7 +28,9 @@ __all__ = [
     "Weights",
     "clipped",
     "estimate",
+    "noise_weights",
     "parameterization",
+    "predicted_noise",
     "thresholded",
 ]
 
@@ -170,6 +172,18 @@ def estimate(denoise: Denoiser, x_t: Tensor, t: Time) -> tuple[Weights, Tensor]:
     if isinstance(denoise, NetworkDenoiser):
         return denoise.estimate(x_t, t)
     return Weights(0.0, 1.0), denoise(x_t, t)
+
+
+def noise_weights(q: GaussianDiffusion, x_0: Weights, t: Time) -> Weights:
+    """Return ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ) by its weights, from those of x̂_0."""
+    level = q.schedule.at(t, t)
+    return (STATE - level.alpha_bar(t) ** 0.5 * x_0) / level.one_minus_alpha_bar(t) ** 0.5
+
+
+def predicted_noise(q: GaussianDiffusion, denoise: Denoiser, x_t: Tensor, t: Time) -> Tensor:
+    """Return ε̂ of a denoiser at x_t, for t ≥ 1. Shape of ``x_t``."""
+    x_0, y = estimate(denoise, x_t, t)
+    return noise_weights(q, x_0, t).of(x_t, y)
 
 
 def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:

@@ -36,9 +36,8 @@ class GaussianDiffusion:
         Source: Roysdon (1), Malhotra (2.2), for s = t − 1. Book: [one step](#eq-transition).
         """
         _check_order(s, t)
-        q = self.schedule.at(s, t)
-        factor = coefficient(q.alpha_between(s, t) ** 0.5, x_s)
-        return Gaussian(factor * x_s, _var(q.beta_between(s, t), x_s))
+        factor = coefficient(self.schedule.alpha_between(s, t).sqrt(), x_s)
+        return Gaussian(factor * x_s, _var(self.schedule.beta_between(s, t), x_s))
 
     def marginal(self, x_0: Tensor, t: Time) -> Gaussian:
         """q(x_t | x_0) = N(√ᾱ_t x_0, (1 − ᾱ_t) I), at t = 0 a point mass.
@@ -54,8 +53,8 @@ class GaussianDiffusion:
         Source: Roysdon (5)-(7), Vilhes (4), for s = t − 1. Book: [posterior](#eq-posterior).
         """
         on_x_0, on_x_t = (coefficient(weight, x_t) for weight in self.posterior_weights(s, t))
-        var = self.schedule.at(s, t).posterior_var(s, t)
-        return Gaussian(weighted_sum(on_x_0, x_0, on_x_t, x_t), _var(var, x_t))
+        var = _var(self.schedule.posterior_var(s, t), x_t)
+        return Gaussian(weighted_sum(on_x_0, x_0, on_x_t, x_t), var)
 
     def posterior_weights(self, s: Time, t: Time) -> tuple[float, float] | tuple[Tensor, Tensor]:
         """Return the weights of x_0 and x_t in the posterior mean, exactly 1 and 0 at s = 0; floats for ints.
@@ -80,7 +79,7 @@ def weighted_sum(a: float | Tensor, x: Tensor, b: float | Tensor, y: Tensor) -> 
     return torch.add(scaled, y, alpha=b) if isinstance(b, float) else torch.addcmul(scaled, b, y)
 
 
-def _var(value: float | Tensor, x: Tensor) -> Tensor:
+def _var(value: Tensor, x: Tensor) -> Tensor:
     """Return a schedule's variance in the dtype of ``x``, ready to broadcast against it."""
     scaled = coefficient(value, x)
     return torch.tensor(scaled, dtype=x.dtype) if isinstance(scaled, float) else scaled

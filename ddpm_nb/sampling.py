@@ -2,23 +2,63 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ddpm_nb.arguments import whole_number
-from ddpm_nb.denoiser import STATE, Denoiser, estimate
+from ddpm_nb.denoiser import STATE, Denoiser, estimate, noise_weights
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.schedule import NoiseSchedule
 
-__all__ = ["DDIM", "Ancestral", "State", "grid", "last", "walk"]
+__all__ = [
+    "DDIM",
+    "Ancestral",
+    "Kernel",
+    "Law",
+    "Move",
+    "Multistep",
+    "State",
+    "falling",
+    "grid",
+    "last",
+    "variance_between",
+    "walk",
+]
 
+
+class Law(Protocol):
+    """What a step needs of the law of x_s: that one can draw from it."""
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw x_s."""
+
+
+Move = Callable[[Tensor, int, int], Law]  # what a walk asks of a kernel
 Kernel = Callable[[Tensor, int, int], Gaussian]
+Variance = Callable[[NoiseSchedule, int, int], Tensor]
+
+
+class Multistep(ABC):
+    """A kernel with a memory: with the law of x_s it gives the kernel of the next step, which holds what to remember.
+
+    So the memory belongs to the walk that made it. A kernel never changes, and may start any number of walks.
+    """
+
+    @abstractmethod
+    def advance(self, x_t: Tensor, s: int, t: int) -> tuple[Law, Multistep]:
+        """Return the law of x_s, and the kernel of the next step."""
+
+    def __call__(self, x_t: Tensor, s: int, t: int) -> Law:
+        """Return the law of x_s."""
+        return self.advance(x_t, s, t)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +71,14 @@ class Ancestral:
     ----------
     q : the forward process
     denoise : ``(x_t, t) -> x̂_0``
-    variance : ``(schedule, s, t) -> σ²`` for s ≥ 1; ``NoiseSchedule.posterior_var`` (β̃_t, the default) or
-        ``NoiseSchedule.beta_between`` (β_t). The step to s = 0 adds no noise, whatever the choice.
+    variance : ``(schedule, s, t) -> σ²`` for s ≥ 1; ``NoiseSchedule.posterior_var`` (β̃_t, the default),
+        ``NoiseSchedule.beta_between`` (β_t) or :func:`variance_between`. The step to s = 0 adds no noise, whatever
+        the choice.
     """
 
     q: GaussianDiffusion
     denoise: Denoiser
-    variance: Callable[[NoiseSchedule, int, int], Tensor] = NoiseSchedule.posterior_var
+    variance: Variance = NoiseSchedule.posterior_var
 
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the law of x_s."""
@@ -45,6 +86,16 @@ class Ancestral:
         on_x_0, on_x_t = self.q.posterior_weights(s, t)
         mean = (on_x_0 * x_0 + on_x_t * STATE).of(x_t, y)
         return Gaussian(mean, self.variance(self.q.schedule, s, t) if s > 0 else torch.zeros(()))
+
+
+def variance_between(share: float) -> Variance:
+    """Return the choice β_t^share β̃_t^(1−share) of σ², from β̃ at 0 to β at 1, even in the logarithm.
+
+    Source: Nichol & Dhariwal 2021, (15). Book: [](#eq-m7-between).
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share = {share}: expected a number from 0 (β̃) to 1 (β)")
+    return lambda schedule, s, t: schedule.beta_between(s, t) ** share * schedule.posterior_var(s, t) ** (1 - share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +117,7 @@ class DDIM:
         """Return the law of x_s."""
         level = self.q.schedule.at(s, t)
         x_0, y = estimate(self.denoise, x_t, t)
-        eps = (STATE - level.alpha_bar(t) ** 0.5 * x_0) / level.one_minus_alpha_bar(t) ** 0.5
+        eps = noise_weights(self.q, x_0, t)
         var = self.eta**2 * level.posterior_var(s, t)
         direction = max(level.one_minus_alpha_bar(s) - var, 0.0) ** 0.5
         mean = (level.alpha_bar(s) ** 0.5 * x_0 + direction * eps).of(x_t, y)
@@ -89,24 +140,28 @@ def grid(T: int, steps: int) -> list[int]:
     return [(T * (steps - i) + steps // 2) // steps for i in range(steps + 1)]
 
 
-def walk(
-    kernel: Kernel, x_T: Tensor, times: Sequence[int], generator: torch.Generator | None = None
-) -> Iterator[State]:
+def walk(kernel: Move, x_T: Tensor, times: Sequence[int], generator: torch.Generator | None = None) -> Iterator[State]:
     """Yield the state after each step of ``kernel`` down ``times`` (T, ..., 0, any stride), without gradients.
 
     Raises ``ValueError`` before any work if the times do not fall strictly or there are fewer than two.
     """
+    return _walk(kernel, x_T, falling(times), generator)
+
+
+def _walk(kernel: Move, x: Tensor, times: list[int], generator: torch.Generator | None) -> Iterator[State]:
+    for t, s in pairwise(times):
+        with torch.no_grad():
+            law, kernel = kernel.advance(x, s, t) if isinstance(kernel, Multistep) else (kernel(x, s, t), kernel)
+            x = law.sample(generator)
+        yield State(x, s)
+
+
+def falling(times: Sequence[int]) -> list[int]:
+    """Return ``times`` as a list of ints; ``ValueError`` if they do not fall strictly or are fewer than two."""
     times = [whole_number("times", t, least=0) for t in times]
     if len(times) < 2 or any(t <= s for t, s in pairwise(times)):
         raise ValueError(f"times = {times!r:.80}: expected at least two strictly falling steps, such as grid(T, 50)")
-    return _walk(kernel, x_T, times, generator)
-
-
-def _walk(kernel: Kernel, x: Tensor, times: list[int], generator: torch.Generator | None) -> Iterator[State]:
-    for t, s in pairwise(times):
-        with torch.no_grad():
-            x = kernel(x, s, t).sample(generator)
-        yield State(x, s)
+    return times
 
 
 def last(states: Iterator[State]) -> State:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -137,6 +137,12 @@ class NoiseSchedule(Levels[Tensor]):
         step = self._step("t", t, least=0)
         # A sampler asks some twenty times per step: an entry made beforehand costs a tenth of indexing the table.
         return self._entries[step] if isinstance(step, int) else self._table(t)[step]  # type: ignore[attr-defined]
+
+    @overload
+    def at(self, s: int, t: int) -> Levels[float]: ...
+
+    @overload
+    def at(self, s: Time, t: Time) -> Levels[float] | Levels[Tensor]: ...
 
     def at(self, s: Time, t: Time) -> Levels[float] | Levels[Tensor]:
         """Return the levels to compute with for a step from t to s: plain floats where both are ints."""

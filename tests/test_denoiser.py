@@ -6,7 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from ddpm_nb.denoiser import EPS, SCORE, X0, NetworkDenoiser, Parameterization, V, clipped, parameterization
+from ddpm_nb.denoiser import (
+    EPS,
+    SCORE,
+    STATE,
+    X0,
+    NetworkDenoiser,
+    Parameterization,
+    V,
+    Weights,
+    clipped,
+    estimate,
+    noise_weights,
+    parameterization,
+    predicted_noise,
+    thresholded,
+)
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.schedule import NoiseSchedule, cosine_schedule
 
@@ -152,6 +167,44 @@ def test_clipping_wraps_a_denoiser(draw):
     assert torch.equal(clipped(lambda x_t, t: x_t)(inside, 1), inside)
     with pytest.raises(ValueError, match=r"low = 1\.0, high = -1\.0: expected low < high"):
         clipped(double, 1.0, -1.0)
+
+
+def test_thresholding_scales_an_estimate_that_is_too_large_and_leaves_the_others(draw):
+    x = torch.stack([0.3 * torch.ones(100), torch.linspace(-2, 2, 101)[:100], 4 * torch.ones(100)]).double()
+    x[0, 0] = 5.0  # one pixel in a hundred is no reason to scale
+    found = thresholded(lambda x_t, t: x_t, 0.98)(x.reshape(3, 1, 10, 10), 5).reshape(3, 100)
+    assert torch.equal(found[0], x[0].clamp(-1, 1))
+    reach = x[1].abs().quantile(0.98)
+    assert_close(found[1], x[1].clamp(-reach, reach) / reach)
+    assert torch.equal(found[2], torch.ones(100, dtype=torch.float64))
+    small = draw(5, 3).clamp(-1, 1)
+    assert torch.equal(thresholded(lambda x_t, t: x_t)(small, 1), small)
+    for share in (0.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match=f"share = {share}: expected a share of the pixels"):
+            thresholded(lambda x_t, t: x_t, share)
+
+
+@pytest.mark.parametrize("p", ALL, ids=repr)
+def test_weights_of_an_estimate_and_of_its_noise_explain_x_t(q, draw, p):
+    x_t, y = draw(4, 3), draw(4, 3, seed=1)
+    denoise = NetworkDenoiser(lambda x, t: y, p, q)
+    for t in (1, 2, q.schedule.T):
+        signal, noise = q.schedule.alpha_bar(t).sqrt(), q.schedule.one_minus_alpha_bar(t).sqrt()
+        x_0, answer = estimate(denoise, x_t, t)
+        eps = noise_weights(q, x_0, t).of(x_t, answer)
+        scale = (1 + denoise(x_t, t).abs().max() + eps.abs().max()).item()
+        assert_close(signal * x_0.of(x_t, answer) + noise * eps, x_t, rtol=0.0, atol=1e-14 * scale)
+        assert_close(eps, predicted_noise(q, lambda x, t: denoise(x, t), x_t, t), rtol=1e-9, atol=1e-12 * scale)
+        # Exact where the network says ε itself, to the rounding of 1 − √ᾱ/√ᾱ.
+        assert p is not EPS or (eps - y).abs().max() < 1e-14 / noise
+
+
+def test_combinations_follow_the_algebra_of_what_they_combine(draw):
+    x, y = draw(4, 3), draw(4, 3, seed=1)
+    a, b = Weights(0.3, -1.2), Weights(2.0, 0.7)
+    assert_close((2.0 * a - b / 4.0 + STATE).of(x, y), 2 * a.of(x, y) - b.of(x, y) / 4 + x)
+    each = Weights(torch.tensor([1.0, 2.0, 3.0, 4.0]).double(), torch.zeros(4).double())
+    assert_close((each + a).of(x, y)[2], 3.3 * x[2] - 1.2 * y[2])
 
 
 def test_parameterizations_by_name():

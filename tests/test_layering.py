@@ -15,7 +15,7 @@ ORDER = [
     {"bound"},
     {"weighting"},
     {"sde", "training", "sampling", "pretrained"},  # siblings do not import each other
-    {"inverse", "likelihood", "convergence", "recipe"},
+    {"inverse", "likelihood", "convergence", "recipe", "solvers", "latents"},
     {"exercises", "__main__"},  # checks of readers' answers may use every layer
 ]
 LEAVES = {"conventions", "nets", "data", "checkpoint", "metrics", "plots", "notebook"}

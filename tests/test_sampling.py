@@ -12,7 +12,7 @@ from ddpm_nb.denoiser import EPS, SCORE, X0, NetworkDenoiser, V, clipped
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.sampling import DDIM, Ancestral, State, grid, last, walk
+from ddpm_nb.sampling import DDIM, Ancestral, State, grid, last, variance_between, walk
 from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 
 BETA = NoiseSchedule.beta_between
@@ -185,6 +185,16 @@ def test_the_exact_denoiser_carries_the_mean_of_each_marginal_to_the_next(schedu
     for s, t in ((0, 1), (1, 2), (0, schedule.T), (schedule.T // 2, schedule.T), (schedule.T - 1, schedule.T)):
         moved = kernel(schedule.alpha_bar(t).sqrt() * law.means, s, t).mean
         assert_close(moved, schedule.alpha_bar(s).sqrt() * law.means, rtol=1e-9, atol=1e-12)
+
+
+def test_variances_between_are_even_in_the_logarithm(schedule):
+    for s, t in ((1, 2), (1, schedule.T), (schedule.T - 1, schedule.T)):
+        small, large = schedule.posterior_var(s, t), BETA(schedule, s, t)
+        for share in (0.0, 0.25, 1.0):
+            found = variance_between(share)(schedule, s, t)
+            assert_close(found.log(), (1 - share) * small.log() + share * large.log(), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"share = 1\.5: expected a number from 0"):
+        variance_between(1.5)
 
 
 # Laws.
