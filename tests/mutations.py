@@ -258,6 +258,50 @@ PLANTS = (
         ),
     ),
     Plant(
+        "memory of the step that was reached",
+        "solvers",
+        "before=(t, x_0)",
+        "before=(s, x_0)",
+        (
+            "test_solvers::test_2m_is_the_multistep_scheduler",
+            "test_solvers::test_a_walk_hands_the_memory_on_and_leaves_the_kernel_as_it_was",
+        ),
+    ),
+    Plant(
+        "the line through two estimates never continued",
+        "solvers",
+        "if s > 0 and self.before is not None:",
+        "if False:",
+        (
+            "test_solvers::test_2m_is_the_multistep_scheduler",
+            "test_solvers::test_solvers_have_their_order_in_the_probability_flow",
+        ),
+    ),
+    Plant(
+        "Heun asks twice about one level",
+        "solvers",
+        "predicted_noise(self.q, self.denoise, x_s, s)",
+        "predicted_noise(self.q, self.denoise, x_s, t)",
+        (
+            "test_solvers::test_heun_is_the_heun_scheduler",
+            "test_solvers::test_solvers_have_their_order_in_the_probability_flow",
+        ),
+    ),
+    Plant(
+        "Langevin step of half the drift",
+        "solvers",
+        "return predicted_noise(self.q, self.denoise, x, int(step)) * -(noise**-0.5)",
+        "return predicted_noise(self.q, self.denoise, x, int(step)) * -0.5 * noise**-0.5",
+        ("test_solvers::test_a_correction_moves_the_law_of_the_marginal_by_second_order_only",),
+    ),
+    Plant(
+        "encoder asked about the level it leaves",
+        "latents",
+        "predicted_noise(q, denoise, x, t)",
+        "predicted_noise(q, denoise, x, max(s, 1))",
+        ("test_latents::test_decoding_what_was_encoded_returns_the_data",),
+    ),
+    Plant(
         "decay exchanged in the moving average",
         "training",
         "list(network.parameters()), 1 - decay)",

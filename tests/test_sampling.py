@@ -49,17 +49,21 @@ def their(kind: str, schedule: NoiseSchedule, spacing: str, steps: int, **option
     return scheduler
 
 
-def assert_near(ours: Tensor, theirs: Tensor) -> None:
-    """Equal to ten digits of the largest entry: 1 − ᾱ by subtraction costs them some near t = 1."""
+def deviation(ours: Tensor, theirs: Tensor) -> float:
+    """Relative to the largest entry, and below 1e-10: 1 − ᾱ by subtraction costs them some digits near t = 1."""
     assert ours.dtype == theirs.dtype == torch.float64
-    assert (ours - theirs).abs().max() < 1e-10 * (1 + theirs.abs().max())
+    relative = ((ours - theirs).abs().max() / (1 + theirs.abs().max())).item()
+    assert relative < 1e-10
+    return relative
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize(("name", "steps"), [("linear", 20), ("cosine", 50), ("coarse", 40)])
-def test_ancestral_steps_are_those_of_the_ddpm_scheduler(draw, rng, name, steps, variance, clip, prediction):
+def test_ancestral_steps_are_those_of_the_ddpm_scheduler(
+    draw, rng, record_property, name, steps, variance, clip, prediction
+):
     schedule = SCHEDULES[name]()
     q = GaussianDiffusion(schedule)
     scheduler = their(
@@ -76,12 +80,13 @@ def test_ancestral_steps_are_those_of_the_ddpm_scheduler(draw, rng, name, steps,
         q, clipped(denoise) if clip else denoise, BETA if variance == "fixed_large" else Ancestral.variance
     )
     times = [*(scheduler.timesteps + 1).tolist(), 0]
-    x, ours, theirs = draw(2, 1, 3, 3), rng(7), rng(7)
+    x, ours, theirs, worst = draw(2, 1, 3, 3), rng(7), rng(7), 0.0
     for t, s in pairwise(times):
         y = network(x, torch.full((2,), t))
         expected = scheduler.step(y, t - 1, x, generator=theirs).prev_sample
-        assert_near(kernel(x, s, t).sample(ours), expected)
+        worst = max(worst, deviation(kernel(x, s, t).sample(ours), expected))
         x = expected
+    record_property("deviation", worst)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -90,7 +95,7 @@ def test_ancestral_steps_are_those_of_the_ddpm_scheduler(draw, rng, name, steps,
     ("name", "spacing", "steps"),
     [("linear", "trailing", 20), ("linear", "leading", 50), ("cosine", "trailing", 10), ("coarse", "trailing", 40)],
 )
-def test_ddim_steps_are_those_of_the_ddim_scheduler(draw, name, spacing, steps, clip, eta):
+def test_ddim_steps_are_those_of_the_ddim_scheduler(draw, record_property, name, spacing, steps, clip, eta):
     schedule = SCHEDULES[name]()
     q = GaussianDiffusion(schedule)
     scheduler = their("DDIMScheduler", schedule, spacing, steps, clip_sample=clip)
@@ -98,7 +103,7 @@ def test_ddim_steps_are_those_of_the_ddim_scheduler(draw, name, spacing, steps, 
     kernel = DDIM(q, clipped(denoise) if clip else denoise, eta)
     times = [*(scheduler.timesteps + 1).tolist(), 0]
     assert spacing == "leading" or times == grid(schedule.T, steps)
-    x = draw(2, 1, 3, 3)
+    x, worst = draw(2, 1, 3, 3), 0.0
     for t, s in pairwise(times):
         noise = draw(2, 1, 3, 3, seed=t)
         y = network(x, torch.full((2,), t))
@@ -106,8 +111,9 @@ def test_ddim_steps_are_those_of_the_ddim_scheduler(draw, name, spacing, steps, 
         options = {"eta": eta, "use_clipped_model_output": clip, "variance_noise": noise if eta else None}
         expected = scheduler.step(y, t - 1, x, **options).prev_sample
         law = kernel(x, s, t)
-        assert_near(law.mean + law.var.sqrt() * noise, expected)
+        worst = max(worst, deviation(law.mean + law.var.sqrt() * noise, expected))
         x = expected
+    record_property("deviation", worst)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

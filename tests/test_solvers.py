@@ -48,9 +48,12 @@ def levels(schedule: NoiseSchedule, times: list[int]) -> Tensor:
     return schedule.snr(torch.tensor(times)).rsqrt()
 
 
-def assert_near(ours: Tensor, theirs: Tensor) -> None:
+def deviation(ours: Tensor, theirs: Tensor) -> float:
+    """Relative to the largest entry, and below 1e-10."""
     assert ours.dtype == theirs.dtype == torch.float64
-    assert (ours - theirs).abs().max() < 1e-10 * (1 + theirs.abs().max())
+    relative = ((ours - theirs).abs().max() / (1 + theirs.abs().max())).item()
+    assert relative < 1e-10
+    return relative
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -58,7 +61,7 @@ def assert_near(ours: Tensor, theirs: Tensor) -> None:
     ("name", "steps", "spacing"),
     [("linear", 20, "trailing"), ("linear", 7, "linspace"), ("cosine", 12, "trailing"), ("coarse", 40, "trailing")],
 )
-def test_2m_is_the_multistep_scheduler(draw, name, steps, spacing, clip):
+def test_2m_is_the_multistep_scheduler(draw, record_property, name, steps, spacing, clip):
     schedule = SCHEDULES[name]()
     q = GaussianDiffusion(schedule)
     scheduler = their("DPMSolverMultistepScheduler", schedule, steps, spacing, lambda_min_clipped=-math.inf)
@@ -67,7 +70,7 @@ def test_2m_is_the_multistep_scheduler(draw, name, steps, spacing, clip):
     scheduler.sigmas = levels(schedule, times)
     denoise = NetworkDenoiser(network, EPS, q)
     kernel = DPMSolver2M(q, clipped(denoise) if clip else denoise)
-    x, estimates = draw(2, 1, 3, 3), []
+    x, estimates, worst = draw(2, 1, 3, 3), [], 0.0
     for i, (t, s) in enumerate(pairwise(times)):
         law, kernel = kernel.advance(x, s, t)
         # Their step casts the state to float32; the updates that it calls do not.
@@ -79,8 +82,9 @@ def test_2m_is_the_multistep_scheduler(draw, name, steps, spacing, clip):
             expected = scheduler.dpm_solver_first_order_update(estimates[-1], sample=x)
         else:
             expected = scheduler.multistep_dpm_solver_second_order_update(estimates, sample=x)
-        assert_near(law.mean, expected)
+        worst = max(worst, deviation(law.mean, expected))
         x = expected
+    record_property("deviation", worst)
 
 
 def test_their_scheduler_takes_the_orders_that_2m_takes(draw):
@@ -103,7 +107,7 @@ def test_their_scheduler_takes_the_orders_that_2m_takes(draw):
     ("name", "steps", "spacing"),
     [("linear", 20, "trailing"), ("linear", 7, "linspace"), ("cosine", 12, "trailing"), ("coarse", 40, "trailing")],
 )
-def test_heun_is_the_heun_scheduler(draw, name, steps, spacing, clip):
+def test_heun_is_the_heun_scheduler(draw, record_property, name, steps, spacing, clip):
     # It walks x/√ᾱ and is called twice for each step; both change the variables, not the numbers.
     schedule = SCHEDULES[name]()
     q = GaussianDiffusion(schedule)
@@ -116,7 +120,7 @@ def test_heun_is_the_heun_scheduler(draw, name, steps, spacing, clip):
     scheduler.sigmas = torch.cat([sigma[:1], sigma[1:-1].repeat_interleave(2), sigma[-1:]])
     denoise = NetworkDenoiser(network, EPS, q)
     kernel = Heun(q, clipped(denoise) if clip else denoise)
-    x = draw(2, 1, 3, 3)
+    x, worst = draw(2, 1, 3, 3), 0.0
     signal = schedule.alpha_bar(torch.tensor(times)).sqrt()
     calls = iter(scheduler.timesteps)
     for k, (t, s) in enumerate(pairwise(times)):
@@ -126,8 +130,9 @@ def test_heun_is_the_heun_scheduler(draw, name, steps, spacing, clip):
             y = network(at * rescaled, torch.full((2,), called))
             rescaled = scheduler.step(y, next(calls), rescaled).prev_sample
         expected = signal[k + 1] * rescaled
-        assert_near(kernel(x, s, t).mean, expected)
+        worst = max(worst, deviation(kernel(x, s, t).mean, expected))
         x = expected
+    record_property("deviation", worst)
 
 
 # Identities.
