@@ -15,11 +15,14 @@ from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian, conditional, observe
 from ddpm_nb.inverse import (
     DPS,
+    PGDM,
     FullMixture,
+    Likelihood,
     Mask,
     Matrix,
     Measurement,
     Operator,
+    RePaint,
     Replacement,
     Separable,
     average_pool,
@@ -33,7 +36,7 @@ from ddpm_nb.inverse import (
     no_spread,
     posterior_errors,
 )
-from ddpm_nb.sampling import Ancestral, grid, last, walk
+from ddpm_nb.sampling import DDIM, Ancestral, grid, last, walk
 from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 
 DOUBLE = torch.float64
@@ -366,6 +369,34 @@ def test_dps_step_is_the_gradient_of_the_residual():
     assert torch.equal(law.var, kernel(x, s, t).var)
 
 
+def test_half_the_step_of_dps_is_its_released_code():
+    """The code steps along ∇‖r‖ where the paper has ∇‖r‖²/‖r‖, twice as long, for the same ζ."""
+    s, t, step, denoise = 240, 250, 0.7, PRIOR.denoiser(Q)
+    m = Measurement(SLANTED, normal(4, 1, seed=2), 0.3)
+    x = normal(4, 2).requires_grad_()
+    (gradient,) = torch.autograd.grad((m.y - SLANTED(denoise(x, t))).norm(dim=1).sum(), x)
+    kernel = Ancestral(Q, denoise)
+    expected = kernel(x, s, t).mean - step * gradient
+    torch.testing.assert_close(DPS(kernel, denoise, m, step / 2)(x, s, t).mean, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_the_step_of_pgdm_without_noise_pulls_through_the_pseudoinverse(eta: float):
+    """σ_y = 0: DDIM plus √ᾱ_s √ᾱ_t ∇ ⟨A⁺(y − A x̂_0), x̂_0⟩ with the first factor held fixed, as its authors' code."""
+    s, t, denoise = 240, 250, PRIOR.denoiser(Q)
+    A = Matrix(normal(1, 2, seed=6))
+    m = Measurement(A, normal(4, 1, seed=2), 0.0)
+    x = normal(4, 2).requires_grad_()
+    x_0 = denoise(x, t)
+    back = (m.y - A(x_0)) @ torch.linalg.pinv(A.entries).mT
+    (gradient,) = torch.autograd.grad((back.detach() * x_0).sum(), x)
+    alone = DDIM(Q, denoise, eta)(x.detach(), s, t)
+    law = PGDM(Likelihood(denoise, Q, m, gaussian_spread()), eta)(x.detach(), s, t)
+    weight = (Q.schedule.alpha_bar(s) * Q.schedule.alpha_bar(t)).sqrt()
+    torch.testing.assert_close(law.mean, alone.mean + weight * gradient, rtol=0, atol=1e-12)
+    assert torch.equal(law.var, alone.var)
+
+
 def test_dps_without_a_residual_is_the_kernel():
     x, denoise = normal(3, 2).float(), PRIOR.denoiser(Q)
     m = Measurement(SLANTED, SLANTED(denoise(x, 250)), 0.3)
@@ -441,6 +472,34 @@ def test_replacement_is_biased_however_fine_the_steps():
     assert abs(replaced - exact) > 10 * se
 
 
+def test_rounds_of_repaint_by_hand():
+    """Two rounds: one step down, the forward process up again, one step down; one round is the kernel itself."""
+    s, t, x_t = 240, 250, normal(5, 2)
+    kernel = Replacement(Ancestral(Q, PRIOR.denoiser(Q)), Q, Measurement(FIRST, normal(5, 1, seed=1), 0.2))
+    again = seeded(7)
+    x_s = kernel(x_t, s, t).sample(again)
+    up = Q.transition(x_s, s, t).sample(again)
+    found, once = RePaint(kernel, Q, 2, seeded(7))(x_t, s, t), RePaint(kernel, Q, 1)(x_t, s, t)
+    torch.testing.assert_close(found.mean, kernel(up, s, t).mean, rtol=0, atol=1e-14)
+    assert torch.equal(once.mean, kernel(x_t, s, t).mean)
+
+
+def test_rounds_reduce_the_bias_of_replacement_and_do_not_remove_it():
+    prior = GaussianMixture(torch.ones(2), torch.tensor([[-0.6, -1.0], [0.6, 1.0]]), torch.full((2,), 0.05))
+    n, sigma_y = 4_000, 0.1
+    m = Measurement(FIRST, torch.full((n, 1), 0.1, dtype=DOUBLE), sigma_y)
+    exact = exact_posterior(prior, Measurement(FIRST, m.y[:1], sigma_y)).log_weights[0, 1].exp().item()
+    kernel = Replacement(Ancestral(Q, prior.denoiser(Q)), Q, m)
+
+    def gap(rounds: int) -> float:
+        x = last(walk(RePaint(kernel, Q, rounds, seeded(1)), normal(n, 2), grid(1000, 50), seeded(2))).x
+        return exact - (x[:, 1] > 0).double().mean().item()
+
+    once, often, se = gap(1), gap(10), (exact * (1 - exact) / n) ** 0.5
+    assert once - often > 5 * se
+    assert often > 20 * se
+
+
 def test_errors_of_a_method():
     """Floor 0 for exact samples; a known shift and a known widening come out as what they are."""
     b, n = 2_000, 39
@@ -491,6 +550,7 @@ def stay(x_t: Tensor, s: int, t: int) -> Gaussian:
         ),
         (lambda: blur(8, 0.0), ValueError, r"width = 0\.0: expected a positive number"),
         (lambda: average_pool(8, 3), ValueError, "factor = 3: expected a divisor of side = 8"),
+        (lambda: RePaint(stay, Q, 0), ValueError, r"rounds = 0: expected .* at least 1"),
         (lambda: gaussian_spread(0.0), ValueError, r"prior_var = 0\.0: expected a positive"),
         (
             lambda: DPS(stay, lambda x, t: x, Measurement(FIRST, normal(1, 1), 0.1), 0.0),
