@@ -416,6 +416,87 @@ PLANTS = (
         "if False:",
         ("test_notebook::test_wrong_parameters_are_refused_by_name",),
     ),
+    Plant(
+        "inverse: sign of the adjoint",
+        "inverse/guidance",
+        "operator.adjoint(w))[0]",
+        "-operator.adjoint(w))[0]",
+        (
+            "test_inverse::test_guidance_is_exact_for_one_gaussian",
+            "test_inverse::test_dps_step_is_the_gradient_of_the_residual",
+        ),
+    ),
+    Plant(
+        "inverse: rows and columns of an adjoint exchanged",
+        "inverse/measurement",
+        "return self.rows.to(y).mT @ y @ self.columns.to(y)",
+        "return self.columns.to(y).mT @ y @ self.rows.to(y)",
+        ("test_inverse::test_adjoint",),
+    ),
+    Plant(
+        "inverse: variance of the measurement forgotten in the guidance",
+        "inverse/guidance",
+        " * values + self.measurement.sigma_y**2",
+        " * values",
+        (
+            "test_inverse::test_guidance_is_exact_for_one_gaussian",
+            "test_particles::test_likelihood_against_a_multivariate_normal",
+        ),
+    ),
+    Plant(
+        "inverse: standard deviation for a variance in the exact posterior",
+        "inverse/posterior",
+        "measurement.sigma_y**2)",
+        "measurement.sigma_y)",
+        ("test_inverse::test_exact_posterior_is_bayes_on_a_grid",),
+    ),
+    Plant(
+        "inverse: level from the square of the noise",
+        "inverse/denoising",
+        "levels = schedule.snr(torch.arange(schedule.T + 1)).rsqrt()",
+        "levels = schedule.snr(torch.arange(schedule.T + 1)).reciprocal()",
+        (
+            "test_inverse::test_level_of_a_measurement",
+            "test_inverse::test_scaled_measurement_has_the_law_of_its_level",
+        ),
+    ),
+    Plant(
+        "inverse: level shifted by one",
+        "inverse/denoising",
+        "return int((levels - sigma_y).abs().argmin())",
+        "return int((levels - sigma_y).abs().argmin().clamp(min=1)) - 1",
+        ("test_inverse::test_level_of_a_measurement",),
+    ),
+    Plant(
+        "inverse: noise of the level added to that of the measurement",
+        "inverse/denoising",
+        "alpha_bar * sigma_y**2).clamp",
+        "0 * sigma_y**2).clamp",
+        (
+            "test_inverse::test_replacement_writes_the_level_of_the_measurement",
+            "test_inverse::test_replacement_of_everything_is_denoising",
+        ),
+    ),
+    Plant(
+        "inverse: particles weighted by the likelihood alone",
+        "inverse/particles",
+        "before.log_prob - lost)",
+        "before.log_prob)",
+        (
+            "test_particles::test_weights_are_the_densities_of_target_over_proposal",
+            "test_particles::test_evidence_and_posterior_are_those_of_the_chain",
+        ),
+    ),
+    Plant(
+        "inverse: weights kept after resampling",
+        "inverse/particles",
+        "torch.where(few, -math.log(n), log_weights)",
+        "log_weights",
+        (
+            "test_particles::test_evidence_and_posterior_are_those_of_the_chain",
+            "test_particles::test_resampling_keeps_every_particle_its_share",
+        ),
+    ),
 )
 
 
