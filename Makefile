@@ -61,8 +61,11 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 serve: $(SITE)  ## serve the built book on http://localhost:8000
 	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
-bench: $(READY)  ## cost of a sampler step and of training, beside the bare network's
-	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/overhead.py
+bench: $(READY)  ## speed of training and of a sampler's step, beside other libraries (installed for it)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps smalldiffusion==0.5.0 \
+	  denoising-diffusion-pytorch==2.3.4 ema-pytorch einops
+	$(BIN)/python tests/benchmarks/training.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/sampling.py
 
 mutations: $(READY)  ## plant known bugs and see the named tests fail
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py

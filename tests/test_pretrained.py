@@ -1,0 +1,104 @@
+"""The shipped files hold what their cards say, and nothing else passes for them."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ddpm_nb import pretrained
+from ddpm_nb.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ddpm_nb.data import load_dataset, load_labels
+from ddpm_nb.denoiser import clipped
+from ddpm_nb.metrics import Moments
+from ddpm_nb.pretrained import export_features, export_model, load_features, load_model
+from ddpm_nb.recipe import Recipe
+from ddpm_nb.sampling import DDIM, grid, last, walk
+
+WEIGHTS = Path(pretrained.__file__).parent / "weights"
+NAMES = ("digits", "fashion_mnist")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_is_that_of_the_shipped_file(name):
+    card = json.loads((WEIGHTS / f"{name}.json").read_text())
+    path = WEIGHTS / f"{name}.safetensors"
+    model = load_model(name)
+    assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert card["bytes"] == path.stat().st_size < 5_000_000
+    assert card["parameters"] == sum(p.numel() for p in model.network.parameters())
+    recipe = Recipe(**card["recipe"])
+    assert (recipe.dataset, recipe.steps, recipe.target) == (name, model.step, model.parameterization)
+    assert torch.equal(recipe.q.schedule.log_alpha_bars, model.q.schedule.log_alpha_bars)
+    for row in (*card["samples"].values(), card["real"]):
+        assert row["frechet"]["runs"] >= 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_are_far_nearer_to_the_data_than_noise_is(name):
+    model, space = load_model(name), load_features(name)
+    noise = torch.randn(200, *model.network.event, generator=torch.Generator().manual_seed(0))
+    images = last(walk(DDIM(model.q, clipped(model.denoiser)), noise, grid(model.q.schedule.T, 10))).x
+    distance = [Moments.of(space(x)).frechet_distance(space.test) for x in (images, noise.clamp(-1, 1))]
+    assert distance[0] < 0.25 * distance[1]
+
+
+def test_the_stored_moments_and_accuracy_are_those_of_the_data():
+    space = load_features("digits")
+    for split, stored in (("train", space.train), ("test", space.test)):
+        images = load_dataset("digits", split=split)
+        found = Moments.of(space(images))
+        assert stored.count == len(images)
+        assert_close(found.mean, stored.mean, rtol=1e-4, atol=1e-5)
+        assert_close(found.cov, stored.cov, rtol=1e-3, atol=1e-4)
+    truth = load_labels("digits", split="test")
+    right = space.classifier(images).argmax(1).eq(truth).double().mean().item()
+    assert right == pytest.approx(space.accuracy, abs=1e-9)
+    assert right > 0.98
+
+
+def test_export_keeps_the_averaged_weights_to_half_precision(tmp_path):
+    recipe = Recipe(steps=1)
+    learner = recipe.learner()
+    with torch.no_grad():
+        for parameter in learner.ema.network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    whole = save_checkpoint(tmp_path / "whole.safetensors", recipe.state(learner))
+    small = export_model(whole, tmp_path / "small.safetensors")
+    assert small.stat().st_size < 0.3 * whole.stat().st_size
+    exported = load_model(small).network.state_dict()
+    for key, value in learner.ema.network.state_dict().items():
+        assert_close(exported[key], value, rtol=2**-11, atol=2**-24)
+        assert not torch.equal(value, learner.network.state_dict()[key])  # the average, not the weights
+
+
+def test_features_survive_a_round_trip(tmp_path):
+    space = load_features("digits")
+    again = load_features(export_features(space, tmp_path / "features.safetensors"))
+    images = load_dataset("digits", split="test")[:20]
+    assert torch.equal(again(images), space(images))
+    assert again.test.frechet_distance(space.test) == space.test.frechet_distance(space.test)
+    assert (again.accuracy, again.train.count) == (space.accuracy, space.train.count)
+
+
+def test_what_is_not_a_model_or_a_feature_space_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"source = 'fashion-mnist': .*did you mean 'fashion_mnist'"):
+        load_model("fashion-mnist")
+    with pytest.raises(ValueError, match=r"source = 'digit': .*did you mean 'digits'"):
+        load_features("digit")
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        load_model(tmp_path / "absent.safetensors")
+    other = save_checkpoint(tmp_path / "other.safetensors", {"step": 3})
+    with pytest.raises(CheckpointError, match="not of a model; missing: model, ema"):
+        load_model(other)
+    with pytest.raises(CheckpointError, match="not of a feature space; missing: classifier, train, test, accuracy"):
+        load_features(other)
+    damaged = tmp_path / "damaged.safetensors"
+    content = bytearray((WEIGHTS / "digits.safetensors").read_bytes())
+    content[-1000] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(CheckpointError, match="does not match its SHA-256"):
+        load_model(damaged)
+    assert load_checkpoint(WEIGHTS / "digits.safetensors")["step"] == load_model("digits").step
