@@ -359,8 +359,8 @@ PLANTS = (
     Plant(
         "checkpoint before the average has moved",
         "recipe",
-        "            learner.ema.update(learner.network)\n            learner.losses.append(step.loss)\n            yield step\n",
-        "            learner.losses.append(step.loss)\n            yield step\n            learner.ema.update(learner.network)\n",
+        "learner.ema.update(learner.network)\n            learner.losses.append(step.loss)\n            yield step\n",
+        "learner.losses.append(step.loss)\n            yield step\n            learner.ema.update(learner.network)\n",
         ("test_recipe::test_the_command_ends_with_the_weights_of_the_recipe",),
     ),
     Plant(

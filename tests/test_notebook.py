@@ -10,7 +10,16 @@ import ddpm_nb
 from ddpm_nb.arguments import choose, nearest, whole_number
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.notebook import at_least, between, check_parameters, one_of, provenance, show_source
+from ddpm_nb.notebook import (
+    at_least,
+    between,
+    check_parameters,
+    describe_device,
+    one_of,
+    precision_for,
+    provenance,
+    show_source,
+)
 
 CELL = """
 steps: int = 300  # optimization steps
@@ -196,3 +205,30 @@ def test_whole_numbers():
     for value, kind in ((2.0, TypeError), ("2", TypeError), (True, TypeError), (None, TypeError), (-1, ValueError)):
         with pytest.raises(kind, match=f"n = {value!r}: expected a whole number"):
             whole_number("n", value, least=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "precision"),
+    [
+        ("cpu", None, "no"),
+        ("mps", None, "no"),
+        ("cuda", (7, 5), "fp16"),
+        ("cuda", (8, 0), "bf16"),
+        ("cuda", (9, 0), "bf16"),
+    ],
+)
+def test_precision_is_what_the_device_computes_fast(monkeypatch, kind, capability, precision):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert precision_for(torch.device(kind)) == precision
+
+
+def test_a_device_is_described_by_what_its_owner_calls_it(monkeypatch):
+    @dataclass
+    class Properties:
+        name: str = "Tesla T4"
+        total_memory: int = 15 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties())
+    assert describe_device(torch.device("cuda")) == "Tesla T4, 15 GiB"
+    assert describe_device(torch.device("mps")) == "Apple GPU"
+    assert describe_device(torch.device("cpu")).endswith(f"{torch.get_num_threads()} thread(s)")
