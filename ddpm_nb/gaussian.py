@@ -28,6 +28,12 @@ def _sum_event(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1) if x.ndim > 1 else x
 
 
+def _broadcasts(var: Tensor, mean: Tensor) -> bool:
+    """Whether ``var`` broadcasts to the shape of ``mean``."""
+    axes = zip(reversed(var.shape), reversed(mean.shape), strict=False)
+    return var.ndim <= mean.ndim and all(v in (1, m) for v, m in axes)
+
+
 @dataclass(frozen=True, eq=False)
 class Gaussian:
     r"""N(mean, var I), coordinates independent. Book: [the Gaussian density](#eq-gaussian-density).
@@ -56,9 +62,7 @@ class Gaussian:
             raise TypeError(f"mean of dtype {mean.dtype}: expected a floating-point tensor")
         object.__setattr__(self, "mean", mean)
         var = torch.as_tensor(self.var, dtype=mean.dtype)
-        if var.ndim > mean.ndim or any(
-            v not in (1, m) for v, m in zip(reversed(var.shape), reversed(mean.shape), strict=False)
-        ):
+        if var.ndim and not _broadcasts(var, mean):
             raise ValueError(
                 f"var of shape {tuple(var.shape)}: expected one that broadcasts to mean's {tuple(mean.shape)}"
             )

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ddpm_nb.arguments import whole_number
 from ddpm_nb.denoiser import STATE, Denoiser, estimate, noise_weights
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.schedule import NoiseSchedule
+from ddpm_nb.schedule import Levels
 
 __all__ = [
     "DDIM",
@@ -43,7 +43,7 @@ class Law(Protocol):
 
 Move = Callable[[Tensor, int, int], Law]  # what a walk asks of a kernel
 Kernel = Callable[[Tensor, int, int], Gaussian]
-Variance = Callable[[NoiseSchedule, int, int], Tensor]
+Variance = Callable[[Levels[Any], int, int], Any]  # floats from plain levels, tensors from tensors
 
 
 class Multistep(ABC):
@@ -71,21 +71,22 @@ class Ancestral:
     ----------
     q : the forward process
     denoise : ``(x_t, t) -> x̂_0``
-    variance : ``(schedule, s, t) -> σ²`` for s ≥ 1; ``NoiseSchedule.posterior_var`` (β̃_t, the default),
+    variance : ``(levels, s, t) -> σ²`` for s ≥ 1; ``NoiseSchedule.posterior_var`` (β̃_t, the default),
         ``NoiseSchedule.beta_between`` (β_t) or :func:`variance_between`. The step to s = 0 adds no noise, whatever
         the choice.
     """
 
     q: GaussianDiffusion
     denoise: Denoiser
-    variance: Variance = NoiseSchedule.posterior_var
+    variance: Variance = Levels.posterior_var
 
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the law of x_s."""
         x_0, y = estimate(self.denoise, x_t, t)
         on_x_0, on_x_t = self.q.posterior_weights(s, t)
         mean = (on_x_0 * x_0 + on_x_t * STATE).of(x_t, y)
-        return Gaussian(mean, self.variance(self.q.schedule, s, t) if s > 0 else torch.zeros(()))
+        var = self.variance(self.q.schedule.at(s, t), s, t) if s > 0 else 0.0
+        return Gaussian(mean, torch.full((), var, dtype=x_t.dtype))
 
 
 def variance_between(share: float) -> Variance:
@@ -95,7 +96,7 @@ def variance_between(share: float) -> Variance:
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share}: expected a number from 0 (β̃) to 1 (β)")
-    return lambda schedule, s, t: schedule.beta_between(s, t) ** share * schedule.posterior_var(s, t) ** (1 - share)
+    return lambda levels, s, t: levels.beta_between(s, t) ** share * levels.posterior_var(s, t) ** (1 - share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,7 @@ class DDIM:
         var = self.eta**2 * level.posterior_var(s, t)
         direction = max(level.one_minus_alpha_bar(s) - var, 0.0) ** 0.5
         mean = (level.alpha_bar(s) ** 0.5 * x_0 + direction * eps).of(x_t, y)
-        return Gaussian(mean, torch.tensor(var, dtype=x_t.dtype))
+        return Gaussian(mean, torch.full((), var, dtype=x_t.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +150,9 @@ def walk(kernel: Move, x_T: Tensor, times: Sequence[int], generator: torch.Gener
 
 
 def _walk(kernel: Move, x: Tensor, times: list[int], generator: torch.Generator | None) -> Iterator[State]:
+    quiet = torch.no_grad()
     for t, s in pairwise(times):
-        with torch.no_grad():
+        with quiet:
             law, kernel = kernel.advance(x, s, t) if isinstance(kernel, Multistep) else (kernel(x, s, t), kernel)
             x = law.sample(generator)
         yield State(x, s)

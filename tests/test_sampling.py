@@ -292,11 +292,11 @@ def ddim_asked_one_step_too_late(q, denoise):
 
 
 def deviation_for_variance(q, denoise):
-    return Ancestral(q, denoise, lambda schedule, s, t: BETA(schedule, s, t).sqrt())
+    return Ancestral(q, denoise, lambda schedule, s, t: BETA(schedule, s, t) ** 0.5)
 
 
 def variance_for_deviation(q, denoise):
-    return Ancestral(q, denoise, lambda schedule, s, t: BETA(schedule, s, t).square())
+    return Ancestral(q, denoise, lambda schedule, s, t: BETA(schedule, s, t) ** 2)
 
 
 def marginal_variance(q, denoise):
