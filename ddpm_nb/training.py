@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -171,7 +171,7 @@ def train(
     draw_steps: StepDraw = uniform_steps,
     microbatches: int = 1,
     max_grad_norm: float = 1.0,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | _Alone | None = None,
 ) -> Iterator[Step]:
     """Minimize the weighted squared error by gradient steps, yielding after each: Roysdon 1.10, Vilhes Algorithm 1.
 
@@ -188,7 +188,7 @@ def train(
     weighting, draw_steps : see :mod:`ddpm_nb.weighting`
     microbatches : parts whose gradients are added up before the step, where a batch does not fit into memory
     max_grad_norm : longer gradients are shortened to this norm
-    accelerator : an ``accelerate.Accelerator``, for mixed precision or several processes
+    accelerator : an ``accelerate.Accelerator``, for mixed precision or several processes; without one, neither
 
     Raises
     ------
@@ -203,10 +203,7 @@ def train(
     whole_number("batch_size", batch_size, least=1)
     if whole_number("steps", steps, least=1) < whole_number("start", start, least=0):
         raise ValueError(f"start = {start}: expected at most steps = {steps}")
-    if accelerator is None:
-        from accelerate import Accelerator  # a second to import, needed here only
-
-        accelerator = Accelerator()
+    accelerator = accelerator or _Alone()
     parts = accelerator.num_processes * whole_number("microbatches", microbatches, least=1)
     if batch_size % parts:
         raise ValueError(
@@ -242,6 +239,25 @@ def train(
             yield Step(number + 1, accelerator.reduce(loss, "mean"))
 
     return run()
+
+
+class _Alone:
+    """What ``train`` asks of an accelerator, for one process in full precision. An ``Accelerator`` of its own would fix
+    the precision of every later one in the process."""
+
+    process_index, num_processes, mixed_precision = 0, 1, "no"
+
+    def no_sync(self, network: nn.Module) -> nullcontext[None]:
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip_grad_norm_(self, parameters: Iterable[nn.Parameter], norm: float) -> Tensor:
+        return nn.utils.clip_grad_norm_(parameters, norm)
+
+    def reduce(self, loss: Tensor, kind: str) -> Tensor:
+        return loss
 
 
 def _check_finite(loss: Tensor, norm: Tensor, number: int, learning_rate: float, precision: str) -> None:

@@ -44,9 +44,9 @@ def bound_weight(schedule: NoiseSchedule, target: Parameterization, t: Tensor) -
     On ‖x_0 − x̂_0‖² that is ½ (SNR_{t−1} − SNR_t) for t ≥ 2 and, with a Gaussian decoder of variance β_1, 1/(2 β_1) at
     t = 1. Book: [weights on the clean image](#eq-t6-weightings).
     """
-    before = torch.where(t == 1, 0.0, schedule.snr((t - 1).clamp(min=1)))
-    step = 0.5 * (before - schedule.snr(t))
-    on_x_0 = torch.where(t == 1, 0.5 / schedule.beta(torch.ones_like(t)), step)
+    step = 0.5 * (schedule.snr((t - 1).clamp(min=1)) - schedule.snr(t))
+    first = (t == 1).to(step.device)  # an Apple GPU's steps are served from the host
+    on_x_0 = torch.where(first, 0.5 / schedule.beta(1), step)
     return schedule.T * _on_target(schedule, target, t, on_x_0)
 
 

@@ -393,8 +393,8 @@ PLANTS = (
     Plant(
         "weight of the bound without its half",
         "weighting",
-        "step = 0.5 * (before - schedule.snr(t))",
-        "step = before - schedule.snr(t)",
+        "step = 0.5 * (schedule.snr(",
+        "step = 1.0 * (schedule.snr(",
         ("test_weighting::test_the_bound_weight_is_that_of_the_bound",),
     ),
     Plant(
