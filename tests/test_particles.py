@@ -57,10 +57,10 @@ def law_of_the_chain(q: GaussianDiffusion, prior: GaussianMixture) -> tuple[Tens
     return mean, var
 
 
-@pytest.mark.parametrize("spread", [gaussian_spread(v) for v in (0.4, 1.0, 0.05)], ids=["right", "wide", "narrow"])
-def test_evidence_and_posterior_are_those_of_the_chain(spread: Spread):
+@pytest.mark.parametrize(("v", "sigma_y"), [(0.4, 0.1), (1.0, 0.1), (0.05, 0.2)], ids=["right", "wide", "narrow"])
+def test_evidence_and_posterior_are_those_of_the_chain(v: float, sigma_y: float):
     """Twenty coarse steps do not draw from the prior; the particles condition what they do draw from, whatever r is."""
-    sigma_y, problems, particles = 0.5, 4000, 32
+    problems, particles = 4000, 32
     prior = GaussianMixture(torch.ones(1), torch.tensor([[0.3, -0.5]]), torch.tensor([0.4], dtype=DOUBLE))
     mean, var = law_of_the_chain(COARSE, prior)
     assert abs(var / 0.4 - 1) > 0.05  # far enough from the prior to tell the two apart
@@ -69,11 +69,11 @@ def test_evidence_and_posterior_are_those_of_the_chain(spread: Spread):
     S = SLANTED.entries @ SLANTED.entries.mT * var + sigma_y**2
     log_evidence = torch.distributions.Normal(SLANTED(mean), S.sqrt()).log_prob(m.y).item()
     x_T = normal(particles * problems, 2)
-    cloud = final(Likelihood(prior.denoiser(COARSE), COARSE, m, spread), x_T, range(20, -1, -1), particles)
+    cloud = final(Likelihood(prior.denoiser(COARSE), COARSE, m, gaussian_spread(v)), x_T, range(20, -1, -1), particles)
 
     ratio = (cloud.log_evidence - log_evidence).exp()  # unbiased for any number of particles
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / problems**0.5
-    assert ratio.std() / problems**0.5 < 0.01
+    assert ratio.std() / problems**0.5 < 0.015
     # Weighted by the evidence the particles estimate moments without bias: a ratio of two unbiased means
     exact = exact_posterior(chain, m)
     x = cloud.x.reshape(particles, problems, 2)
@@ -83,7 +83,7 @@ def test_evidence_and_posterior_are_those_of_the_chain(spread: Spread):
     ):
         total = ratio[:, None] * (torch.einsum("pb,pbd->bd", cloud.log_weights.exp(), value) - wanted)
         assert (total.mean(0).abs() < 4 * total.std(0) / problems**0.5).all()
-        assert (total.std(0) / problems**0.5 < 0.01).all()
+        assert (total.std(0) / problems**0.5 < 0.015).all()
 
 
 def test_weights_are_the_densities_of_target_over_proposal():
