@@ -148,7 +148,7 @@ def continuous_bound(
     """L_T + ½ ∫ E‖ε − ε̂‖² dγ + L_0 in nats, where γ(u) = log((1 − ᾱ)/ᾱ) rises: the bound of infinitely many steps.
 
     One draw of x_u for each interval of ``times``, at its middle, is a row of ``steps``. The data are decoded at the
-    first time, u > 0; the last is the prior's. Source: Kingma et al. 2021, (17). Book: [](#eq-s5-vlb).
+    first time, u > 0; the last is the prior's. Source: Kingma et al. 2021. Book: [](#eq-s5-vlb).
     """
 
     def gamma(u: float) -> float:

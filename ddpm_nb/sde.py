@@ -217,7 +217,7 @@ def predictor_corrector(
 ) -> Iterator[tuple[float, Tensor]]:
     """Yield (v, x) after each step in time by Euler–Maruyama and then ``corrections`` Langevin steps at the new time v.
 
-    ``size`` is v ↦ the size of a Langevin step. Source: Song et al. 2021, Algorithm 1. Book: [](#eq-s5-corrector).
+    ``size`` is v ↦ the size of a Langevin step. Source: Song et al. 2021. Book: [](#eq-s5-corrector).
     """
     whole_number("corrections", corrections, least=0)
     for u, v in pairwise(times.tolist()):
