@@ -20,7 +20,7 @@ from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.sampling import DDIM, Ancestral
-from ddpm_nb.sde import Process, euler_maruyama_step, exact_score, heun, langevin_step, linear_sde, observed
+from ddpm_nb.sde import VPSDE, Process, euler_maruyama_step, exact_score, heun, langevin_step, linear_sde, observed
 
 # Wide modes: where they are narrow, paths near the ridge between them hide the order until the steps are very short.
 DATA = GaussianMixture([0.35, 0.65], [[-0.8], [0.6]], [0.15, 0.25])
@@ -36,19 +36,19 @@ def observables(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([x, x**2, (2 * x).cos(), (3 * x).sin()], 1)
 
 
-def density(u: float) -> torch.Tensor:
-    return SDE.law(DATA, u).log_prob(LINE).exp()
+def density(u: float, sde: VPSDE = SDE) -> torch.Tensor:
+    return sde.law(DATA, u).log_prob(LINE).exp()
 
 
-def exact_values(u: float) -> torch.Tensor:
-    return torch.stack([expectation(SDE.law(DATA, u), lambda x, i=i: observables(x)[:, i], 120) for i in range(4)])
+def exact_values(u: float, sde: VPSDE = SDE) -> torch.Tensor:
+    return torch.stack([expectation(sde.law(DATA, u), lambda x, i=i: observables(x)[:, i], 120) for i in range(4)])
 
 
-def scheme(name: str, n: int, stop: float = STOP):
+def scheme(name: str, n: int, stop: float = STOP, sde: VPSDE = SDE):
     """Kernel and times of a scheme with n steps from u = 1 to ``stop``; step t of the chain is at ``clock[t]``."""
     clock = [0.0, *(stop + (1 - stop) * k / n for k in range(0 if stop else 1, n + 1))]
-    q = GaussianDiffusion(observed(SDE, clock[1:]))
-    reverse, flow = SDE.reverse(SCORE), SDE.reverse(SCORE, noise=0.0)
+    q, score = GaussianDiffusion(observed(sde, clock[1:])), exact_score(sde, DATA)
+    reverse, flow = sde.reverse(score), sde.reverse(score, noise=0.0)
     kernels = {
         "Euler–Maruyama": lambda x, s, t: euler_maruyama_step(reverse, x, clock[t], clock[s]),
         "ancestral": Ancestral(q, DATA.denoiser(q)),
@@ -58,31 +58,30 @@ def scheme(name: str, n: int, stop: float = STOP):
     return kernels[name], list(range(len(clock) - 1, 0 if stop else -1, -1))
 
 
-def weak_error(name: str, n: int, stop: float = STOP) -> float:
-    kernel, times = scheme(name, n, stop)
+def weak_error(name: str, n: int, stop: float = STOP, sde: VPSDE = SDE) -> float:
+    kernel, times = scheme(name, n, stop, sde)
     if name in ("DDIM", "Heun"):
         ends = driven(kernel, LINE, times, torch.zeros(n))
-        found = SPACING * density(1.0) @ observables(ends)
+        found = SPACING * density(1.0, sde) @ observables(ends)
     else:
-        found = expected_after(observables, kernel, LINE, density(1.0), times)
-    return (found - exact_values(stop)).square().mean().sqrt().item()
+        found = expected_after(observables, kernel, LINE, density(1.0, sde), times)
+    return (found - exact_values(stop, sde)).square().mean().sqrt().item()
 
 
-def end_of(name: str, n: int, stop: float, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    kernel, times = scheme(name, n, stop)
-    return driven(kernel, x, times, z)
-
-
-def strong_errors(name: str, sizes, stop: float = STOP, paths: int = 2000) -> list[float]:
+def strong_errors(name: str, sizes, stop: float = STOP, sde: VPSDE = SDE) -> list[float]:
     """Root mean square error at the end: against the exact map of a flow, or against twice the steps on one path."""
+
+    def end(n: int, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        kernel, times = scheme(name, n, stop, sde)
+        return driven(kernel, x, times, z)
+
     if name in ("DDIM", "Heun"):
-        exact, mass = flow_map(SDE, DATA, LINE, 1.0, stop), SPACING * density(1.0)
-        ends = [end_of(name, n, stop, LINE, torch.zeros(n)) for n in sizes]
-        return [(mass @ (x - exact).square()).sqrt().item() for x in ends]
+        exact, mass = flow_map(sde, DATA, LINE, 1.0, stop), SPACING * density(1.0, sde)
+        return [(mass @ (end(n, LINE, torch.zeros(n)) - exact).square()).sqrt().item() for n in sizes]
     generator = torch.Generator().manual_seed(0)
-    x, finest = SDE.law(DATA, 1.0).sample(paths, generator), 2 * sizes[-1]
-    z = torch.randn(finest, paths, 1, dtype=torch.float64, generator=generator)
-    ends = [end_of(name, n, stop, x, coarsened(z, finest // n)) for n in (*sizes, finest)]
+    x, finest = sde.law(DATA, 1.0).sample(2000, generator), 2 * sizes[-1]
+    z = torch.randn(finest, 2000, 1, dtype=torch.float64, generator=generator)
+    ends = [end(n, x, coarsened(z, finest // n)) for n in (*sizes, finest)]
     return [(a - b).square().mean().sqrt().item() for a, b in pairwise(ends)]
 
 
@@ -196,17 +195,28 @@ def test_heun_has_weak_order_two():
     assert power_law(sizes, [weak_error("Heun", n) for n in sizes]).exponent == pytest.approx(-2, abs=0.15)
 
 
-def test_down_to_the_data_the_ancestral_sampler_loses_order_and_euler_maruyama_does_not():
-    """β̃/β is (t − 1)/t near the data: noises differ by √(1/n)/t, whose sum of squares is of order 1/n."""
-    ancestral = strong_errors("ancestral", MANY, stop=0.0)
-    assert power_law(MANY, ancestral).exponent > -0.85
-    later = power_law((320, 640, 1280), strong_errors("ancestral", (320, 640, 1280), stop=0.0, paths=500))
-    assert -0.75 < later.exponent < -0.45  # on the way to ½
-    assert power_law(MANY, strong_errors("Euler–Maruyama", MANY, stop=0.0)).exponent == pytest.approx(-1, abs=0.1)
-    weak = [weak_error("ancestral", n, stop=0.0) for n in FEW]
-    with_logarithm = [error / math.log(n) for n, error in zip(FEW, weak)]  # (1/n) Σ 1/t
-    assert power_law(FEW, weak).exponent > -0.9
-    assert power_law(FEW, with_logarithm).exponent < -1.05
+def test_down_to_the_data_paths_of_the_ancestral_sampler_have_order_one_half():
+    """β̃/β is (t − 1)/t near the data: noises differ by √(β/n)/t or so, whose sum of squares is of order 1/n."""
+    steady, sizes = linear_sde(3.0, 3.0), (10, 20, 40, 80, 160)
+    ancestral = strong_errors("ancestral", sizes, stop=0.0, sde=steady)
+    assert power_law(sizes, ancestral).exponent == pytest.approx(-0.5, abs=0.1)
+    last = [math.sqrt(n) * error for n, error in zip(sizes[-2:], ancestral[-2:])]
+    assert last[1] / last[0] == pytest.approx(1, abs=0.05)
+    plain = strong_errors("Euler–Maruyama", sizes, stop=0.0, sde=steady)
+    assert power_law(sizes, plain).exponent == pytest.approx(-1, abs=0.1)
+
+
+def test_down_to_the_data_the_law_of_the_ancestral_sampler_errs_like_log_n_over_n():
+    """n times the error grows with every doubling; for Euler–Maruyama it settles."""
+    steady, sizes = linear_sde(3.0, 3.0), (20, 40, 80, 160)
+    scaled = {
+        name: np.array([n * weak_error(name, n, stop=0.0, sde=steady) for n in sizes])
+        for name in ("ancestral", "Euler–Maruyama")
+    }
+    growth = np.diff(scaled["ancestral"])
+    assert (growth > 0.5).all()
+    assert growth.max() < 1.5 * growth.min()
+    assert abs(np.diff(scaled["Euler–Maruyama"])[-1]) < 0.05
 
 
 def test_ancestral_noise_near_the_data_is_short_by_one_over_t():
