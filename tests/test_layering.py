@@ -15,10 +15,10 @@ ORDER = [
     {"bound"},
     {"weighting"},
     {"sde", "training", "sampling", "pretrained"},  # siblings do not import each other
-    {"inverse", "likelihood", "convergence", "recipe", "solvers", "latents"},
+    {"inverse", "likelihood", "convergence", "recipe", "solvers", "latents", "quality"},
     {"exercises", "__main__"},  # checks of readers' answers may use every layer
 ]
-LEAVES = {"conventions", "nets", "data", "checkpoint", "metrics", "plots", "notebook"}
+LEAVES = {"conventions", "printed", "nets", "data", "checkpoint", "metrics", "plots", "notebook"}
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
