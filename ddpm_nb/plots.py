@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +15,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
-__all__ = ["COLORS", "draw_images", "show", "use_style"]
+__all__ = ["COLORS", "animate", "choose", "draw_images", "show", "use_style"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, distinct to readers with any form of colour vision."""
@@ -60,13 +64,76 @@ def show(figure: Figure, alt: str) -> None:
     display(data, raw=True, metadata={"image/png": {"alt": alt, "width": width}})
 
 
+def animate(frames: Sequence[Tensor], columns: int, alt: str, seconds: float = 0.12, plays: int = 3) -> None:
+    """Display frames of images ``(n, 1, h, w)`` in [−1, 1] one after the other, and rest on the last.
+
+    The output is an animated PNG, which browsers play without a script or a network; where it does not play its first
+    frame stands. It stops by itself after ``plays`` rounds. Raises ``ValueError`` for an empty ``alt`` or no frames.
+    """
+    from IPython.display import display
+
+    if not alt.strip() or not frames:
+        raise ValueError("alt, frames: expected a sentence that says what the animation shows, and at least one frame")
+    first, *others = [_picture(images, columns) for images in frames]
+    durations = [round(1000 * seconds)] * len(others) + [2000]
+    png = io.BytesIO()
+    first.save(png, format="PNG", save_all=True, append_images=others, duration=durations, loop=plays, optimize=True)
+    data = {"image/png": png.getvalue(), "text/plain": f"Animation: {alt}"}
+    display(data, raw=True, metadata={"image/png": {"alt": alt, "width": first.width}})
+
+
+def choose(pictures: Mapping[str, Tensor], columns: int, name: str, alt: str) -> None:
+    """Display a row of buttons, one for each label, and the images ``(n, 1, h, w)`` of the label that is chosen.
+
+    All pictures are in the page, and the choice is made by the browser's own radio buttons: no kernel, no script.
+    ``name`` says what is chosen and ``alt`` what a picture shows. Raises ``ValueError`` for an empty ``alt``.
+    """
+    from IPython.display import display
+
+    if not alt.strip():
+        raise ValueError("alt: expected a sentence that says what the pictures show")
+    group = "choose-" + "".join(c for c in name.lower() if c.isalnum())
+    rules, buttons, images = [], [], []
+    for i, (label, batch) in enumerate(pictures.items()):
+        png = io.BytesIO()
+        _picture(batch, columns).save(png, format="PNG", optimize=True)
+        source = base64.b64encode(png.getvalue()).decode()
+        text = html.escape(f"{alt} {name}: {label}.", quote=True)
+        checked = " checked" if i == len(pictures) - 1 else ""
+        rules.append(f"#{group}-{i}:checked ~ .{group}-{i} {{display: block}}")
+        buttons.append(
+            f'<input type="radio" name="{group}" id="{group}-{i}"{checked}>'
+            f'<label for="{group}-{i}"> {html.escape(label)}&ensp;</label>'
+        )
+        images.append(f'<img class="{group}-{i}" alt="{text}" src="data:image/png;base64,{source}">')
+    style = f".{group} img {{display: none; max-width: 100%; margin-top: 0.5em}} {' '.join(rules)}"
+    parts = f"<style>{style}</style>{html.escape(name)}:&ensp;{''.join(buttons)}{''.join(images)}"
+    data = {"text/html": f'<div class="{group}">{parts}</div>', "text/plain": f"Pictures to choose from: {alt}"}
+    display(data, raw=True)
+
+
 def draw_images(axes: Axes, images: Tensor, columns: int, low: float = -1.0, high: float = 1.0) -> None:
     """Draw images ``(n, 1, h, w)`` in a grid of ``columns`` columns; ``low`` is black, ``high`` white."""
+    axes.imshow(_canvas(images, columns), vmin=low, vmax=high, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def _canvas(images: Tensor, columns: int) -> np.ndarray:
+    """Return the images ``(n, 1, h, w)`` in a grid, parted by lines of NaN."""
     n, _, height, width = images.shape
     rows = math.ceil(n / columns)
     canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), np.nan)
     for i, image in enumerate(images[:, 0].float().cpu().numpy()):
         top, left = 1 + (i // columns) * (height + 1), 1 + (i % columns) * (width + 1)
         canvas[top : top + height, left : left + width] = image
-    axes.imshow(canvas, vmin=low, vmax=high, interpolation="nearest")
-    axes.set_axis_off()
+    return canvas
+
+
+def _picture(images: Tensor, columns: int, width: int = 640) -> Image:
+    """Return images in [−1, 1] as a grey picture of about ``width`` pixels, the lines between them white."""
+    from PIL import Image
+
+    canvas = _canvas(images.clamp(-1, 1), columns)
+    levels = np.where(np.isnan(canvas), 255, np.nan_to_num((canvas + 1) / 2) * 255).round().astype(np.uint8)
+    scale = max(width // levels.shape[1], 1)
+    return Image.fromarray(levels.repeat(scale, 0).repeat(scale, 1))

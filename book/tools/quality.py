@@ -1,6 +1,6 @@
 """Measure the Fréchet distance of a shipped model against the number of steps, for the figure of chapter 7.
 
-    python book/tools/quality.py fashion_mnist [--samples 1000] [--seeds 2]
+    python book/tools/quality.py fashion_mnist [--samples 400] [--seeds 2]
 
 About ten minutes on one core with the defaults. Writes ``ddpm_nb/weights/quality/DATASET.json`` after every
 distance, so that a run that was stopped goes on where it was; another model, sample size or seed starts afresh.
@@ -26,7 +26,7 @@ from ddpm_nb.schedule import NoiseSchedule
 from ddpm_nb.solvers import DPMSolver2M
 
 WEIGHTS = Path(ddpm_nb.__file__).parent / "weights"
-COUNTS = (5, 10, 20, 50)
+COUNTS = (5, 10, 20, 40)
 
 
 def samplers(model: Model) -> dict[str, Move]:
@@ -52,7 +52,7 @@ def floor(dataset: str, samples: int, seeds: int) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dataset", choices=sorted(DATASETS))
-    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=2)
     arguments = parser.parse_args()
     model, space = load_model(arguments.dataset), load_features(arguments.dataset)

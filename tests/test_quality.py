@@ -1,0 +1,105 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import ddpm_nb
+from ddpm_nb.denoiser import EPS, NetworkDenoiser, clipped
+from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.metrics import Moments
+from ddpm_nb.pretrained import load_features
+from ddpm_nb.printed import fireflies, malhotra, malhotra_as_printed, roysdon, vilhes
+from ddpm_nb.quality import delivered_variance, frechet_after, measured
+from ddpm_nb.sampling import DDIM, Ancestral, grid, last, walk
+from ddpm_nb.schedule import NoiseSchedule, linear_schedule
+
+BETAS = torch.tensor([0.02, 0.3, 0.05, 0.5, 0.11, 0.27], dtype=torch.float64)
+Q = GaussianDiffusion(NoiseSchedule.from_betas(BETAS))
+
+
+def network(x, t):
+    steps = torch.as_tensor(t).to(x.dtype).reshape(-1, 1)
+    return torch.tanh(1.3 * x) * torch.cos(0.7 * steps) + 0.2 * steps
+
+
+def walked(kernel, x, z):
+    """A walk with given noise."""
+    for t in range(len(BETAS), 0, -1):
+        law = kernel(x, t - 1, t)
+        x = law.mean + law.var.sqrt() * z[t - 1]
+    return x
+
+
+@pytest.mark.parametrize(
+    ("printed", "variance", "clip"),
+    [
+        (roysdon, NoiseSchedule.posterior_var, False),
+        (vilhes, NoiseSchedule.beta_between, False),
+        (malhotra, NoiseSchedule.beta_between, False),
+        (fireflies, NoiseSchedule.posterior_var, True),
+    ],
+)
+def test_the_printed_loops_are_walks_of_the_ancestral_kernel(draw, printed, variance, clip):
+    denoise = NetworkDenoiser(network, EPS, Q)
+    kernel = Ancestral(Q, clipped(denoise) if clip else denoise, variance)
+    x, z = draw(5, 2), draw(len(BETAS), 5, 2, seed=1)
+    assert_close(printed(x, BETAS, network, z), walked(kernel, x, z), rtol=1e-11, atol=1e-11)
+
+
+def test_to_the_letter_the_last_step_of_malhotra_leaves_noise_in_a_single_data_point(draw):
+    # Exact noise for data at 0.3: x = √ᾱ 0.3 + √(1−ᾱ) ε. Asked at the right step every loop returns the point.
+    def predict(x, t):
+        return (x - Q.schedule.alpha_bar(t).sqrt() * 0.3) / Q.schedule.one_minus_alpha_bar(t).sqrt()
+
+    x, z = draw(5, 2), draw(len(BETAS), 5, 2, seed=1)
+    for loop in (roysdon, vilhes, malhotra, fireflies):
+        assert_close(loop(x, BETAS, predict, z), torch.full_like(x, 0.3), rtol=1e-12, atol=1e-12)
+    assert (malhotra_as_printed(x, BETAS, predict, z) - 0.3).abs().max() > 0.05
+
+
+def test_the_delivered_variance_is_that_of_samples(rng):
+    v = torch.tensor([[0.04, 1.0, 4.0]], dtype=torch.float64)
+    denoise = GaussianMixture([1.0], torch.zeros(1, 3), v).denoiser(Q)
+    for kernel in (Ancestral(Q, denoise), DDIM(Q, denoise), Ancestral(Q, denoise, NoiseSchedule.beta_between)):
+        exact = delivered_variance(kernel, grid(6, 3), 3)
+        x = last(walk(kernel, torch.randn(40_000, 3, generator=rng(1), dtype=torch.float64), grid(6, 3), rng(2))).x
+        assert_close(x.var(0), exact, rtol=5 * (2 / 40_000) ** 0.5, atol=0.0)
+
+
+@pytest.mark.parametrize("steps", [10, 100])
+def test_a_single_point_needs_the_smaller_variance_and_unit_variance_the_larger(steps):
+    q = GaussianDiffusion(linear_schedule())
+    v = torch.tensor([[1e-8, 1.0]], dtype=torch.float64)
+    denoise = GaussianMixture([1.0], torch.zeros(1, 2), v).denoiser(q)
+    small, large = (
+        delivered_variance(Ancestral(q, denoise, choice), grid(1000, steps), 2) / v[0]
+        for choice in (NoiseSchedule.posterior_var, NoiseSchedule.beta_between)
+    )
+    last_level = q.schedule.alpha_bar(grid(1000, steps)[-2]).item()  # what the step without noise leaves
+    assert large[1].item() == pytest.approx(last_level, rel=1e-9)
+    assert small[1] < large[1]
+    assert (small[0] - 1).abs() < (large[0] - 1).abs()
+
+
+def test_the_distance_of_a_walk_is_that_of_its_clipped_samples(draw):
+    space = load_features("digits")
+    point = draw(1, 1, 8, 8, dtype=torch.float32)
+    kernel = Ancestral(Q, lambda x_t, t: 3 * point + 0.1 * x_t)
+    found = frechet_after(kernel, draw(20, 1, 8, 8, dtype=torch.float32), grid(6, 6), space, torch.Generator())
+    images = last(walk(kernel, draw(20, 1, 8, 8, dtype=torch.float32), grid(6, 6), torch.Generator())).x.clamp(-1, 1)
+    assert found == pytest.approx(Moments.of(space(images)).frechet_distance(space.train), rel=1e-6)
+
+
+def test_the_stored_figures_are_those_of_the_shipped_model():
+    # A new model needs `python book/tools/quality.py fashion_mnist` again.
+    stored = measured("fashion_mnist")
+    file = Path(ddpm_nb.__file__).parent / "weights" / "fashion_mnist.safetensors"
+    assert stored.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    seeds = len(stored.floor)
+    assert all(len(values) == seeds for row in stored.rows.values() for values in row.values())
+    assert len({tuple(row) for row in stored.rows.values()}) == 1
+    with pytest.raises(ValueError, match=r"dataset = 'fashion': expected one of .*did you mean 'fashion_mnist'"):
+        measured("fashion")
