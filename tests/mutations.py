@@ -409,8 +409,8 @@ PLANTS = (
     Plant(
         "walk one step behind",
         "sampling",
-        "x = kernel(x, s, t).sample(generator)",
-        "x = kernel(x, max(s - 1, 0), max(t - 1, 1)).sample(generator)",
+        "else (kernel(x, s, t), kernel)",
+        "else (kernel(x, max(s - 1, 0), max(t - 1, 1)), kernel)",
         (
             "test_sampling::test_a_walk_yields_the_state_after_each_step_without_gradients",
             "test_sampling::test_a_whole_walk_is_a_whole_run_of_the_scheduler",
