@@ -1,4 +1,4 @@
-"""Chapter 5: the noise level of another SDE, its score, how far a step may go, how much a path remembers."""
+"""Chapter 5: the noise level of another SDE and its score, how far a step goes, what a path remembers, probes."""
 
 from __future__ import annotations
 
@@ -325,9 +325,71 @@ def _exercise_5_4(answer: Any) -> None:
     compare(answer, _remembered, cases, slips, outputs=("the correlation",))
 
 
+# 5.5: the variance of Hutchinson's estimate
+
+
+def _probe_variances(J: Tensor) -> tuple[Tensor, Tensor]:
+    """Signs: over all of them. Normal entries: by fourth moments, E[v_i v_j v_k v_l] J_ij J_kl − (tr J)²."""
+    d = len(J)
+    signs = torch.cartesian_prod(*[_f64([-1.0, 1.0])] * d).reshape(-1, d)
+    values = torch.einsum("ni,ij,nj->n", signs, J, signs)
+    pairs = torch.eye(d, dtype=torch.float64)
+    fourth = sum(torch.einsum(rule, pairs, pairs) for rule in ("ij,kl->ijkl", "ik,jl->ijkl", "il,jk->ijkl"))  # Isserlis
+    normal = torch.einsum("ij,kl,ijkl->", J, J, fourth) - J.trace() ** 2
+    return values.var(correction=0), normal
+
+
+def _exercise_5_5(answer: Any) -> None:
+    outputs = ("the variance for signs", "the variance for normal entries")
+    matrices = [
+        [[1.5]],
+        [[1.0, 0.7], [0.7, -2.0]],
+        [[0.5, 2.0, -0.3], [0.1, 1.0, 0.8], [-0.6, 0.2, 3.0]],
+        [[0.0, 1.0, 0.0, 2.0], [-1.0, 0.0, 0.4, 0.0], [0.3, 0.0, 0.0, -0.5], [0.0, 1.2, 0.0, 0.0]],
+    ]
+    cases = [{"J": _f64(matrix)} for matrix in matrices]
+
+    def diagonal(J: Tensor) -> Tensor:
+        return J.diagonal().square().sum()
+
+    def both(J: Tensor) -> Tensor:
+        """Σ_ij S_ij², for the symmetric part S."""
+        return (J + J.mT).square().sum() / 4
+
+    slips = [
+        Slip(
+            lambda J: 2 * (J.square().sum() - diagonal(J)), "Right for a symmetric matrix. Take the general one apart."
+        ),
+        Slip(lambda J: 2 * both(J), "A sign squared is 1: what does the diagonal contribute to the variance?"),
+        Slip(
+            lambda J: both(J) - diagonal(J),
+            "A factor of two: v_i v_j occurs twice, so its weight is squared after adding, and pairs i < j count once.",
+        ),
+        Slip(
+            lambda J: 4 * (both(J) - diagonal(J)),
+            "A factor of two: the sum over all i and j counts every pair twice.",
+        ),
+        Slip(lambda J: (2 * (both(J) - diagonal(J))).sqrt(), "That is the standard deviation."),
+        Slip(lambda J: 2 * J.square().sum(), "Right for a symmetric matrix. Take the general one apart.", output=1),
+        Slip(lambda J: both(J), "The square of a standard normal number has variance 2.", output=1),
+        Slip(
+            lambda J: 2 * (both(J) - diagonal(J)),
+            "That is the variance for signs: normal numbers have random squares too.",
+            output=1,
+        ),
+        Slip(
+            lambda J: 3 * both(J),
+            "3 is the fourth moment of a normal number. Its square has the variance 3 - 1.",
+            output=1,
+        ),
+    ]
+    compare(answer, _probe_variances, cases, slips, outputs=outputs)
+
+
 EXERCISES: dict[str, Check] = {
     "5.1": _exercise_5_1,
     "5.2": _exercise_5_2,
     "5.3": _exercise_5_3,
     "5.4": _exercise_5_4,
+    "5.5": _exercise_5_5,
 }

@@ -10,9 +10,10 @@ import torch
 
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.exercises import verdict
+from ddpm_nb.likelihood import hutchinson, signs
 from ddpm_nb.sde import euler_maruyama, exact_score, linear_sde
 
-NUMBERS = ("5.1", "5.2", "5.3", "5.4")
+NUMBERS = ("5.1", "5.2", "5.3", "5.4", "5.5")
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -46,6 +47,16 @@ def correlation(change: Any) -> Any:
         return change((ratio * v_s / v_u).sqrt(), noise, ratio, v_s, v_u)
 
     return answer
+
+
+def part(J: torch.Tensor) -> torch.Tensor:
+    """The symmetric part."""
+    return (J + J.mT) / 2
+
+
+def off(J: torch.Tensor) -> torch.Tensor:
+    """Sum of the squares off the diagonal."""
+    return J.square().sum() - J.diagonal().square().sum()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +133,15 @@ def correlation(change: Any) -> Any:
         ),
         ("5.4", correlation(lambda rho, noise, ratio, v, w: rho ** (noise**2) * (v * w).sqrt()), "the covariance"),
         ("5.4", correlation(lambda rho, noise, ratio, v, w: torch.ones_like(rho)), "forgets nothing"),
+        ("5.5", lambda J: (2 * off(J), 0.0), "for signs is .* symmetric matrix"),
+        ("5.5", lambda J: (2 * off(part(J)) + 2 * J.diagonal().square().sum(), 0.0), "A sign squared is 1"),
+        ("5.5", lambda J: (off(part(J)), 0.0), "occurs twice"),
+        ("5.5", lambda J: (4 * off(part(J)), 0.0), "counts every pair twice"),
+        ("5.5", lambda J: ((2 * off(part(J))).sqrt(), 0.0), "standard deviation"),
+        ("5.5", lambda J: (2 * off(part(J)), 2 * J.square().sum()), "normal entries is .* symmetric matrix"),
+        ("5.5", lambda J: (2 * off(part(J)), part(J).square().sum()), "has variance 2"),
+        ("5.5", lambda J: (2 * off(part(J)), 2 * off(part(J))), "random squares"),
+        ("5.5", lambda J: (2 * off(part(J)), 3 * part(J).square().sum()), "fourth moment"),
     ],
 )
 def test_a_slip_is_told_where_to_look(slip_is_told: Any, number: str, answer: Any, phrase: str) -> None:
@@ -159,3 +179,16 @@ def test_the_answers_mean_what_the_exercises_say(solution: Any) -> None:
     )
     limit = solution("5.3")(torch.tensor(1.0, dtype=torch.float64), torch.tensor(1.5, dtype=torch.float64)).item()
     assert abs(settled.var().item() / limit - 1) < 4 * math.sqrt(2 / n)
+
+
+def test_signs_and_normal_probes_have_the_variances_of_the_exercise(solution: Any) -> None:
+    """The package's estimate of the divergence of x ↦ Jx, over many probes of both kinds."""
+    generator, n = torch.Generator().manual_seed(0), 200_000
+    J = torch.randn(3, 3, dtype=torch.float64, generator=generator)
+    x = torch.zeros(n, 3, dtype=torch.float64)
+    probes = signs(x, generator), torch.randn(x.shape, dtype=torch.float64, generator=generator)
+    for probe, expected in zip(probes, solution("5.5")(J)):
+        values = hutchinson(probe)(lambda y, u: y @ J.mT, x, 0.0)
+        spread = (values - values.mean()).square()
+        assert abs(spread.mean().item() - expected.item()) < 4 * spread.std().item() / math.sqrt(n)
+        assert abs(values.mean().item() - J.trace().item()) < 4 * values.std().item() / math.sqrt(n)
