@@ -37,7 +37,7 @@ from ddpm_nb.inverse import (
     posterior_errors,
 )
 from ddpm_nb.sampling import DDIM, Ancestral, grid, last, walk
-from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
+from ddpm_nb.schedule import NoiseSchedule, PlainLevels, cosine_schedule, linear_schedule
 
 DOUBLE = torch.float64
 
@@ -247,9 +247,9 @@ def test_denoising_walk_of_a_gaussian_is_its_posterior():
     v, t = 0.4, 200
     prior = GaussianMixture(torch.ones(1), torch.full((1, 1), 0.3), torch.full((1,), v, dtype=DOUBLE))
 
-    def exact_variance(schedule: NoiseSchedule, s: int, t: int) -> Tensor:
-        on_x_0 = schedule.alpha_bar(s).sqrt() * schedule.beta_between(s, t) / schedule.one_minus_alpha_bar(t)
-        return schedule.posterior_var(s, t) + on_x_0**2 * gaussian_spread(v)(schedule, t)
+    def exact_variance(levels: PlainLevels, s: int, t: int) -> float:
+        on_x_0 = levels.alpha_bar(s) ** 0.5 * levels.beta_between(s, t) / levels.one_minus_alpha_bar(t)
+        return levels.posterior_var(s, t) + on_x_0**2 * gaussian_spread(v)(Q.schedule, t).item()
 
     def follow(start: int, y: float) -> tuple[float, float]:
         kernel = Ancestral(Q, prior.denoiser(Q), exact_variance)
@@ -520,6 +520,25 @@ def test_errors_of_a_method():
         for key, value in expected.items():
             error = found[key].std() / b**0.5
             assert abs(found[key].mean() - value) < 4 * error, (name, key)
+
+
+@pytest.mark.parametrize("operator", [BOTH, FIRST, SLANTED], ids=["identity", "mask", "slanted"])
+def test_residual_and_claim_of_posterior_samples(operator: Operator):
+    """E‖Y − A X'‖² = m σ_y², and E‖x̄ − X‖² = (1 + 1/n) E tr S for truths from the prior; both see a wrong posterior."""
+    sigma_y, n, b = 0.3, 4, 20_000
+    truth = PRIOR.sample(b, seeded())
+    m = measure(operator, truth, sigma_y, seeded(1))
+
+    def z(assumed: float) -> tuple[float, float]:
+        x = exact_posterior(PRIOR, Measurement(operator, m.y, assumed)).sample(n, seeded(2))
+        residual = (m.y - operator(x[0])).square().mean(1) / sigma_y**2 - 1
+        gap = (x.mean(0) - truth).square().sum(1) - (1 + 1 / n) * x.var(0).sum(1)
+        first, second = ((v.mean() / (v.std() / b**0.5)).item() for v in (residual, gap))
+        return first, second
+
+    assert max(map(abs, z(sigma_y))) < 4
+    assert z(0.15)[0] < -10 < 10 < z(0.6)[0]  # noise taken for signal; the measurement half ignored
+    assert z(0.15)[1] > 4  # samples of a measurement believed too much claim too much
 
 
 # Errors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from ddpm_nb.arguments import whole_number
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.inverse.guidance import Guess, Likelihood
-from ddpm_nb.schedule import NoiseSchedule, coefficient
+from ddpm_nb.sampling import Variance
+from ddpm_nb.schedule import Levels
 
 __all__ = ["Cloud", "twisted_walk"]
 
@@ -52,7 +53,7 @@ def twisted_walk(
     times: Sequence[int],
     particles: int,
     generator: torch.Generator | None = None,
-    variance: Callable[[NoiseSchedule, int, int], Tensor] = NoiseSchedule.posterior_var,
+    variance: Variance = Levels.posterior_var,
 ) -> Iterator[Cloud]:
     """Yield the particles after each step down ``times``: guided ancestral steps, weighted and resampled.
 
@@ -66,7 +67,7 @@ def twisted_walk(
     x_T : Tensor ``(particles · problems, *event)``, normal draws; problem i is in every row p · problems + i
     times : T, ..., 0, any stride
     particles : how many share one problem, at least 2
-    variance : ``(schedule, s, t) -> σ²`` for s ≥ 1, as in :class:`~ddpm_nb.sampling.Ancestral`
+    variance : ``(levels, s, t) -> σ²`` for s ≥ 1, as in :class:`~ddpm_nb.sampling.Ancestral`
 
     Raises
     ------
@@ -84,7 +85,7 @@ def _twisted_walk(
     times: Sequence[int],
     particles: int,
     generator: torch.Generator | None,
-    variance: Callable[[NoiseSchedule, int, int], Tensor],
+    variance: Variance,
 ) -> Iterator[Cloud]:
     guess = likelihood(x, times[0])
     gained = guess.log_prob.reshape(particles, -1).cpu() - math.log(particles)
@@ -92,12 +93,12 @@ def _twisted_walk(
     for t, s in pairwise(times):
         rows, log_weights = _resampled(log_weights, generator)
         x, guess = x[rows], Guess(*(part[rows] for part in guess))
-        law = likelihood.q.posterior(guess.x_0, x, s, t)
-        var = variance(likelihood.q.schedule, s, t) if s else law.var
-        push = coefficient(var, x) * guess.gradient
-        x = Gaussian(law.mean + push, var).sample(generator)
+        mean = likelihood.q.posterior(guess.x_0, x, s, t).mean
+        var = variance(likelihood.q.schedule.at(s, t), s, t) if s > 0 else 0.0
+        push = var * guess.gradient
+        x = Gaussian(mean + push, torch.full((), var, dtype=x.dtype)).sample(generator)
         # log p(x_s | x_t) less the log density of the proposal, written without a division by σ², which is 0 at s = 0
-        lost = (guess.gradient * (x - law.mean - 0.5 * push)).double().flatten(1).sum(1)
+        lost = (guess.gradient * (x - mean - 0.5 * push)).double().flatten(1).sum(1)
         before, guess = guess, likelihood(x, s)
         gained = log_weights + (guess.log_prob - before.log_prob - lost).reshape(particles, -1).cpu()
         log_weights, log_evidence = gained.log_softmax(0), log_evidence + gained.logsumexp(0)
