@@ -1,4 +1,4 @@
-"""Chapter 8: an adjoint, a start from several exposures, guidance that is exact, what coverage can hide."""
+"""Chapter 8: an adjoint, a start from several exposures, exact guidance, what coverage hides, a particle's weight."""
 
 from __future__ import annotations
 
@@ -323,9 +323,74 @@ def _exercise_8_4(answer: Any) -> None:
     compare(answer, _covered, cases, slips, outputs=("the coverage",))
 
 
+# 8.5: the weight of a particle
+
+
+def _gained(x_s: Tensor, mean: Tensor, var: float, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """By the two densities; at variance 0 both are the same point mass."""
+    if var == 0:
+        return after - before
+    target, drawn_from = (torch.distributions.Normal(m, math.sqrt(var)) for m in (mean, mean + var * gradient))
+    return (target.log_prob(x_s) - drawn_from.log_prob(x_s)).sum(1) + after - before
+
+
+def _exercise_8_5(answer: Any) -> None:
+    def case(var: float, seed: int) -> dict[str, Any]:
+        mean, gradient, noise = (_random(4, 3, seed=seed + k) for k in range(3))
+        guesses = {"before": _random(4, seed=seed + 3), "after": _random(4, seed=seed + 4)}
+        x_s = mean + var * gradient + math.sqrt(var) * noise
+        return {"x_s": x_s, "mean": mean, "var": var, "gradient": gradient} | guesses
+
+    def changed(change: Callable[..., Tensor], message: str) -> Slip:
+        def made(x_s: Tensor, mean: Tensor, var: float, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:
+            return change((gradient * (x_s - mean)).sum(1), var * gradient.square().sum(1), before, after)
+
+        return Slip(made, message)
+
+    slips = [
+        changed(
+            lambda moved, size, before, after: after - before,
+            "That is the weight of a step drawn from the prior. Yours was moved along the gradient; pay for that.",
+        ),
+        changed(
+            lambda moved, size, before, after: moved - size / 2 + after - before,
+            "Your ratio of the two steps is upside down: what was drawn from belongs below the line.",
+        ),
+        changed(
+            lambda moved, size, before, after: size / 2 - moved + after,
+            "The guesses have to cancel along the walk: each one enters twice, with opposite signs.",
+        ),
+        changed(
+            lambda moved, size, before, after: size / 2 - moved + before - after,
+            "The guess at s multiplies and the guess at t divides.",
+        ),
+        changed(
+            lambda moved, size, before, after: size / 2 - moved,
+            "That is the ratio of the two steps; the guesses at both ends belong to it.",
+        ),
+        changed(
+            lambda moved, size, before, after: -moved + after - before,
+            "You compared the two exponents to first order; the square of the move is missing.",
+        ),
+        changed(
+            lambda moved, size, before, after: size - moved + after - before,
+            "Expand both squares once more: by which factor is the square of the move divided?",
+        ),
+        Slip(
+            lambda x_s, mean, var, gradient, before, after: (
+                (var * gradient.square() / 2 - gradient * (x_s - mean)).mean(1) + after - before
+            ),
+            "Log densities add over the coordinates; you took their mean.",
+        ),
+    ]
+    cases = [case(0.3, 0), case(2.0, 10), case(1e-3, 20), case(0.0, 30)]
+    compare(answer, _gained, cases, slips, outputs=("the gain of the log weight",), tolerance=1e-8, floor=1e-10)
+
+
 EXERCISES: dict[str, Check] = {
     "8.1": _exercise_8_1,
     "8.2": _exercise_8_2,
     "8.3": _exercise_8_3,
     "8.4": _exercise_8_4,
+    "8.5": _exercise_8_5,
 }

@@ -11,10 +11,10 @@ import torch
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.exercises import verdict
-from ddpm_nb.inverse import Matrix, Measurement, denoising_level, gaussian_spread, guided
+from ddpm_nb.inverse import Likelihood, Matrix, Measurement, denoising_level, gaussian_spread, guided, twisted_walk
 from ddpm_nb.schedule import linear_schedule
 
-NUMBERS = ("8.1", "8.2", "8.3", "8.4")
+NUMBERS = ("8.1", "8.2", "8.3", "8.4", "8.5")
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -95,6 +95,18 @@ def covered(half: Any = lambda c, z, level: c * z, shift: Any = lambda b, c: b, 
     return answer
 
 
+def weighed(
+    change: Any = lambda drift, square, before, after: square - drift + after - before, total: Any = torch.sum
+) -> Any:
+    """An answer to 8.5 from ⟨g, x − μ⟩, σ²‖g‖²/2 and the two guesses."""
+
+    def answer(x_s: Any, mean: Any, var: Any, gradient: Any, before: Any, after: Any) -> Any:
+        drift, square = gradient * x_s - gradient * mean, gradient * gradient * var / 2
+        return change(total(drift, 1), total(square, 1), before, after)
+
+    return answer
+
+
 @pytest.mark.parametrize(
     ("number", "answer", "phrase"),
     [
@@ -141,6 +153,14 @@ def covered(half: Any = lambda c, z, level: c * z, shift: Any = lambda b, c: b, 
         ),
         ("8.4", covered(end=lambda p, level: level), "nominal level"),
         ("8.4", covered(end=lambda p, level: 1 - p), "share of misses"),
+        ("8.5", weighed(lambda d, s, b, a: a - b), "drawn from the prior"),
+        ("8.5", weighed(lambda d, s, b, a: d - s + a - b), "upside down"),
+        ("8.5", weighed(lambda d, s, b, a: s - d + a), "cancel along the walk"),
+        ("8.5", weighed(lambda d, s, b, a: s - d + b - a), "guess at t divides"),
+        ("8.5", weighed(lambda d, s, b, a: s - d), "guesses at both ends"),
+        ("8.5", weighed(lambda d, s, b, a: a - b - d), "to first order"),
+        ("8.5", weighed(lambda d, s, b, a: 2 * s - d + a - b), "by which factor"),
+        ("8.5", weighed(total=torch.mean), "took their mean"),
     ],
 )
 def test_a_slip_is_told_where_to_look(slip_is_told: Any, number: str, answer: Any, phrase: str) -> None:
@@ -154,6 +174,7 @@ def test_the_right_answers_of_these_tests_pass() -> None:
         "8.2": exposed(powers, state=lambda y, c, s, a: a.sqrt() * estimate(y, c, s)),
         "8.3": informed(),
         "8.4": covered(),
+        "8.5": weighed(),
     }
     for number, answer in answers.items():
         assert verdict(number, answer) is None
@@ -183,7 +204,23 @@ def test_the_answers_mean_what_the_exercises_say(solution: Any) -> None:
     torch.testing.assert_close(matrix, spread * torch.eye(2).double(), rtol=1e-9, atol=1e-12)
 
 
-def test_the_prediction_of_the_last_solution_holds(solution: Any) -> None:
+def test_the_weight_of_a_particle_is_the_packages(solution: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = GaussianDiffusion(linear_schedule())
+    data = GaussianMixture(torch.ones(2), torch.eye(2), torch.tensor([0.1, 0.2]))
+    m = Measurement(Matrix(torch.tensor([[0.8, 0.6]]).double()), torch.tensor([[0.4]]).double(), 0.2)
+    likelihood = Likelihood(data.denoiser(q), q, m, gaussian_spread())
+    x_t = torch.randn(1, 2, generator=generator, dtype=torch.float64).expand(5, 2)
+    for t, s in ((400, 300), (1, 0)):
+        (cloud,) = twisted_walk(likelihood, x_t, [t, s], 5, generator)
+        before, after = likelihood(x_t, t), likelihood(cloud.x, s)
+        step = q.posterior(before.x_0, x_t, s, t)
+        gain = solution("8.5")(cloud.x, step.mean, step.var.item(), before.gradient, before.log_prob, after.log_prob)
+        weights = (before.log_prob + gain).log_softmax(0)
+        torch.testing.assert_close(cloud.log_weights[:, 0], weights, rtol=0, atol=1e-10)
+
+
+def test_the_prediction_of_the_solution_on_coverage_holds(solution: Any) -> None:
     """An eighth more spread hides half a standard deviation of bias at 90 %; drawn truths agree."""
     half, level = torch.tensor([0.5, 0.9], dtype=torch.float64)
     low, high = (solution("8.4")(half, torch.tensor(c, dtype=torch.float64), level) for c in (1.11, 1.14))
