@@ -1,4 +1,5 @@
 import math
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -304,3 +305,35 @@ def test_walks_keep_the_dtype(draw, name, dtype):
     wide = last(walk(SOLVERS[name](q, clipped(NetworkDenoiser(network, EPS, q))), x.double(), grid(10, 5))).x
     assert found.dtype == dtype
     assert_close(found.double(), wide, rtol=1e-5, atol=1e-5)
+
+
+# What a walk costs beside the network.
+
+EVERY = {
+    "ancestral": Ancestral,
+    "ddim": DDIM,
+    "ddim, eta 1": lambda q, denoise: DDIM(q, denoise, 1.0),
+    "corrected": lambda q, denoise: Corrected(Ancestral(q, denoise), q, denoise),
+    **SOLVERS,
+}
+
+
+@pytest.mark.parametrize("limit", [lambda denoise: denoise, clipped], ids=["plain", "clipped"])
+@pytest.mark.parametrize("name", EVERY)
+def test_no_step_reads_the_state_back(name, limit):
+    # A tensor on the meta device has no values: whatever would make the host wait for a GPU is an error there.
+    q = GaussianDiffusion(linear_schedule())
+    denoise = limit(NetworkDenoiser(lambda x, t: torch.tanh(x) * t.reshape(-1, 1), EPS, q))
+    x = last(walk(EVERY[name](q, denoise), torch.zeros(2, 3, device="meta"), grid(1000, 5))).x
+    assert x.device.type == "meta"
+    assert x.shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_memory_does_not_grow_with_the_steps(name, draw):
+    q = GaussianDiffusion(linear_schedule())
+    alive, most = [], 0
+    for state in walk(EVERY[name](q, NetworkDenoiser(network, EPS, q)), draw(2, 3), grid(1000, 40)):
+        alive = [seen for seen in alive if seen() is not None] + [weakref.ref(state.x)]
+        most = max(most, len(alive))
+    assert most <= 2  # the state, and the one before until it is replaced
