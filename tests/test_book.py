@@ -129,7 +129,7 @@ def test_docstrings_refer_to_equations_that_exist() -> None:
     text = "".join(cell.source for name in NOTEBOOKS for cell in cells(name, "markdown"))
     defined = re.findall(r"\$\$ \((eq-[a-z0-9-]+)\)", text)
     assert len(defined) == len(set(defined)), "a label is defined twice"
-    for module in sorted((ROOT / "ddpm_nb").glob("*.py")):
+    for module in sorted((ROOT / "ddpm_nb").rglob("*.py")):
         for label in re.findall(r"\(#(eq-[a-z0-9-]+)\)", module.read_text()):
             assert label in defined, f"{module.name} refers to {label}"
 
