@@ -44,6 +44,16 @@ class Answer(nn.Module):
         return self.answer
 
 
+def repeated(call: Task) -> Task:
+    """The call once for each step, its result dropped at once as in a walk: memory that is kept costs time to get."""
+
+    def task() -> None:
+        for _ in range(STEPS):
+            call()
+
+    return task
+
+
 def in_turns(tasks: dict[str, Task], repeats: int) -> dict[str, list[float]]:
     """Microseconds of processor time for a step of each task, measured in turns, after two rounds to warm up."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
@@ -126,8 +136,8 @@ def compare(batch: int, side: int, repeats: int) -> None:
         tasks |= of_lucidrains(x, network, side)
     except SystemExit as missing:
         print(missing)
-    noise = {"the noise": lambda: [torch.randn(x.shape, generator=generator) for _ in range(STEPS)]}
-    passes = {"two passes over the state": lambda: [torch.add(0.5 * x, x, alpha=0.5) for _ in range(STEPS)]}
+    noise = {"the noise": repeated(lambda: torch.randn(x.shape, generator=generator))}
+    passes = {"two passes over the state": repeated(lambda: torch.add(0.5 * x, x, alpha=0.5))}
     with torch.no_grad():
         times = in_turns({**tasks, **noise, **passes}, repeats)
     drawn = min(times["the noise"]), statistics.median(times["the noise"])
