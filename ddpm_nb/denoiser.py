@@ -194,7 +194,7 @@ def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser
 
 
 def thresholded(denoise: Denoiser, share: float = 0.995) -> Denoiser:
-    """Return the denoiser whose x̂_0 is clipped to [−m, m] and divided by m, for m = max(1, quantile of |x̂_0|).
+    """Return the denoiser whose x̂_0 is clipped to [−m, m] and divided by m = max(1, quantile of the absolute x̂_0).
 
     ``share`` of an image's pixels lie within its m, so that an estimate in the range of the data is left as it is, and
     one that is too large is scaled rather than saturated (Saharia et al. 2022). Book: [](#eq-m7-thresholding).

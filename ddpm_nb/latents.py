@@ -22,7 +22,7 @@ def encode(
     """Yield the states that DDIM with η = 0 leaves on its way down ``times`` to ``x_0``, from the last to the first.
 
     The step down is x_s = (x_t − b ε̂(x_t, t))/a; the step up solves it for x_t by repeating x_t ← a x_s + b ε̂(x_t, t).
-    An error shrinks each time by b |∂ε̂/∂x|, which is small where steps are; with one iteration this is the usual
+    An error shrinks each time by b ‖∂ε̂/∂x‖, which is small where steps are; with one iteration this is the usual
     encoder, of first order. Book: [](#eq-m7-encode).
 
     Parameters

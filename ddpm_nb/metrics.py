@@ -121,7 +121,7 @@ def precision_recall(real: Tensor, drawn: Tensor, neighbours: int = 3) -> tuple[
 
     A point is within a set if it is nearer to one of its members than that member's ``neighbours``-th nearest other
     member (Kynkäänniemi et al. 2019). Features are ``(n, f)`` and ``(m, f)``; the radii, and so the figures, depend on
-    n and m. ``ValueError`` for a set of no more than ``neighbours``. Book: [](#eq-t6-precision-recall).
+    n and m. ``ValueError`` for a set of no more than ``neighbours``. Book: [](#eq-m7-precision-recall).
     """
     whole_number("neighbours", neighbours, least=1)
     if min(len(real), len(drawn)) <= neighbours:

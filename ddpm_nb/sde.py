@@ -173,7 +173,7 @@ def exact_score(sde: VPSDE, data: Law) -> Field:
 
 
 def euler_maruyama_step(process: Process, x: Tensor, u: float, v: float) -> Gaussian:
-    """N(x + drift Δu, diffusion² |Δu| I), the law of one step from time u to v = u + Δu. Book: [](#eq-euler-maruyama).
+    """N(x + drift Δu, diffusion² abs(Δu) I), the law of a step from u to v = u + Δu. Book: [](#eq-euler-maruyama).
 
     Raises ``ValueError`` for a step against the process: a drift is right for one direction of time only.
     """
