@@ -72,11 +72,7 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     CheckpointError
         If the file is missing, damaged, or describes no model.
     """
-    path = _shipped(source, _SHIPPED)
-    state = load_checkpoint(path)
-    missing = [key for key in ("model", "ema", "step") if key not in state]
-    if missing:
-        raise CheckpointError(f"{path}: a checkpoint, but not of a model; missing: {', '.join(missing)}")
+    state = _state(source, _SHIPPED, "a model", ("model", "ema", "step"))
     about = state["model"]
     network = UNet(**about["network"])
     network.load_state_dict(state["ema"]["network"])
@@ -137,20 +133,22 @@ def load_features(source: str | os.PathLike[str]) -> FeatureSpace:
     CheckpointError
         If the file is missing, damaged, or holds something else.
     """
-    path = _shipped(source, _FEATURES)
-    state = load_checkpoint(path)
-    missing = [key for key in ("classifier", "train", "test", "accuracy") if key not in state]
-    if missing:
-        raise CheckpointError(f"{path}: a checkpoint, but not of a feature space; missing: {', '.join(missing)}")
+    state = _state(source, _FEATURES, "a feature space", ("classifier", "train", "test", "accuracy"))
     classifier = Classifier()
     classifier.load_state_dict(state["classifier"])
     classifier.eval().requires_grad_(False)
     return FeatureSpace(classifier, Moments(**state["train"]), Moments(**state["test"]), state["accuracy"])
 
 
-def _shipped(source: str | os.PathLike[str], known: dict[str, Path]) -> Path:
-    """Return the path of a shipped file by its name, or ``source`` as a path; a word that is neither is refused."""
-    path = known.get(str(source), Path(source))
+def _state(
+    source: str | os.PathLike[str], shipped: dict[str, Path], what: str, keys: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return what a shipped file, by its name, or the file ``source`` holds; a word that is neither is refused."""
+    path = shipped.get(str(source), Path(source))
     if path == Path(source) and not path.suffix:
-        choose("source", str(source), known)
-    return path
+        choose("source", str(source), shipped)
+    state = load_checkpoint(path)
+    missing = [key for key in keys if key not in state]
+    if missing:
+        raise CheckpointError(f"{path}: a checkpoint, but not of {what}; missing: {', '.join(missing)}")
+    return state
