@@ -122,7 +122,14 @@ class Learner:
     losses: list[Tensor] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what :meth:`load_state_dict` needs to go on, with the number of steps done as ``step``."""
+        """Return what :meth:`load_state_dict` needs to go on, with the number of steps done as ``step``.
+
+        ``FloatingPointError`` if a weight is not finite: on a GPU, where not every step is looked at, and after a
+        change by the caller, a checkpoint of such weights would replace the last good one.
+        """
+        broken = [name for name, value in self.network.named_parameters() if not bool(torch.isfinite(value).all())]
+        if broken:
+            raise FloatingPointError(f"after step {len(self.losses)} the weights {broken[0]!r} are not finite")
         return {
             "step": len(self.losses),
             "losses": torch.stack([torch.zeros(()), *(loss.cpu() for loss in self.losses)])[1:],  # stack wants one
@@ -242,8 +249,10 @@ def train(
 
 
 class _Alone:
-    """What ``train`` asks of an accelerator, for one process in full precision. An ``Accelerator`` of its own would fix
-    the precision of every later one in the process."""
+    """What ``train`` asks of an accelerator, for one process in full precision.
+
+    A real one, made here, would fix the precision of every later ``Accelerator`` in the process.
+    """
 
     process_index, num_processes, mixed_precision = 0, 1, "no"
 

@@ -530,6 +530,13 @@ PLANTS = (
         ),
     ),
     Plant(
+        "broken weights saved over good ones",
+        "training",
+        "        if broken:\n",
+        "        if False:\n",
+        ("test_recipe::test_broken_weights_never_replace_a_good_checkpoint",),
+    ),
+    Plant(
         "another recipe's checkpoint taken up",
         "recipe",
         "        if differing:\n",

@@ -166,6 +166,20 @@ def test_a_run_that_diverges_names_step_rate_and_last_good_checkpoint(images, tm
     assert all(bool(value.isfinite().all()) for value in good["weights"].values())
 
 
+def test_broken_weights_never_replace_a_good_checkpoint(images, tmp_path):
+    path = tmp_path / "run.safetensors"
+    learner = SHORT.learner()
+    run = checkpointed(SHORT.run(learner, images, Accelerator()), path, 2, lambda: SHORT.state(learner))
+    with pytest.raises(
+        FloatingPointError, match=r"after step 4 the weights 'outward.bias' are not finite; the last good .*, of step 2"
+    ):
+        for step in run:
+            if step.number == 4:  # the next thing to happen is a save, not a step that would notice
+                with torch.no_grad():
+                    learner.network.outward.bias.fill_(torch.inf)
+    assert load_checkpoint(path)["step"] == 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
