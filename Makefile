@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SITE   := _build/html/.complete
 
 NOTEBOOKS := $(wildcard book/*.ipynb)
-SOURCES   := $(NOTEBOOKS) $(wildcard book/*.md book/*.bib book/tools/*.py ddpm_nb/*.py) _config.yml _toc.yml
+SOURCES   := $(NOTEBOOKS) $(wildcard book/*.md book/*.bib book/tools/*.py book/tools/errata/*.py book/register/*.yaml book/register/derivations/*.yaml) $(shell find ddpm_nb -name "*.py" -o -name "*.safetensors" -o -name "*.json") _config.yml _toc.yml
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book test package-tests notebook-tests site-tests lint format outputs lab serve bench mutations clean

@@ -1,47 +1,74 @@
-"""Train a network on images from the command line, on one device or, by accelerate, on several.
+"""Train a network on images from the command line, on one device or, by accelerate, on several; draw samples from it.
 
-    python -m ddpm_nb --dataset fashion_mnist --steps 20000 --checkpoint fashion.safetensors
-    accelerate launch --num_processes 4 -m ddpm_nb --dataset fashion_mnist --mixed-precision bf16
+    python -m ddpm_nb train --dataset fashion_mnist --steps 20000 --checkpoint fashion.safetensors
+    accelerate launch --num_processes 4 -m ddpm_nb train --dataset fashion_mnist --mixed-precision bf16
+    python -m ddpm_nb sample fashion.safetensors --sampler ddim --steps 50 --out samples.png
 
-Killed and started again with the same words, a run goes on from its checkpoint. Chapter 7 samples from it, by
-``ddpm_nb.pretrained.load_model``.
+Killed and started again with the same words, a run goes on from its checkpoint. With --extension FILE.py your own
+schedules, data sets, networks and samplers are known by their names; see ddpm_nb.registry. Options without a command
+are those of train.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from accelerate import Accelerator
+import torch
 from tqdm import tqdm
 
 from ddpm_nb.data import load_dataset
+from ddpm_nb.denoiser import clipped
+from ddpm_nb.kernels import grid, last, walk
+from ddpm_nb.pictures import picture
+from ddpm_nb.precision import default_device
+from ddpm_nb.pretrained import load_model
 from ddpm_nb.recipe import Recipe
+from ddpm_nb.registry import load_extension
+from ddpm_nb.solvers import SAMPLERS
 from ddpm_nb.training import checkpointed
 
 
 def options() -> argparse.ArgumentParser:
-    """Return a parser with one option for each field of the recipe, and those that do not change the weights."""
+    """Return a parser of both commands: of ``train`` with one option for each field of the recipe."""
     parser = argparse.ArgumentParser(
         prog="python -m ddpm_nb", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    commands = parser.add_subparsers(dest="command", required=True)
+    own = argparse.ArgumentParser(add_help=False)
+    own.add_argument("--extension", default="", help="a .py file, or a module, that registers entries of your own")
+
+    training = commands.add_parser("train", parents=[own], help="train, or go on from the run's checkpoint")
     for setting in fields(Recipe):
         option = "--" + setting.name.replace("_", "-")
-        parser.add_argument(option, type=type(setting.default), default=setting.default, help=f"({setting.default})")
-    parser.add_argument("--root", help="folder with the data files (DDPM_NB_DATA, or a download)")
-    parser.add_argument("--checkpoint", type=Path, help="where to keep the run (checkpoints/DATASET.safetensors)")
-    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (500)")
-    parser.add_argument("--microbatches", type=int, default=1, help="parts of a batch that does not fit in memory (1)")
+        if isinstance(setting.default, bool):
+            training.add_argument(option, action="store_true", help="(no)")
+        else:
+            kind = type(setting.default)
+            training.add_argument(option, type=kind, default=setting.default, help=f"({setting.default})")
+    training.add_argument("--root", help="folder with the data files (DDPM_NB_DATA, or a download)")
+    training.add_argument("--checkpoint", type=Path, help="where to keep the run (checkpoints/DATASET.safetensors)")
+    training.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (500)")
+    training.add_argument("--microbatches", type=int, default=1, help="parts of a batch too large for memory (1)")
+
+    sampling = commands.add_parser("sample", parents=[own], help="draw samples from a model into a PNG")
+    sampling.add_argument("model", help="a shipped model's name, such as digits, or a checkpoint")
+    sampling.add_argument("--sampler", default="ddim", help="(ddim)")
+    sampling.add_argument("--steps", type=int, default=50, help="(50)")
+    sampling.add_argument("--images", type=int, default=64, help="(64)")
+    sampling.add_argument("--seed", type=int, default=0, help="(0)")
+    sampling.add_argument("--out", type=Path, default=Path("samples.png"), help="(samples.png)")
     return parser
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Train by the words of a command line, those of this process if none are given."""
-    given = options().parse_args(words)
-    recipe = Recipe(**{setting.name: getattr(given, setting.name) for setting in fields(Recipe)})
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+def train(given: argparse.Namespace) -> None:
+    """Train by the words of a command line."""
+    device = default_device()
+    recipe = Recipe(**{setting.name: getattr(given, setting.name) for setting in fields(Recipe)}).on(device)
+    accelerator = recipe.accelerator()
     path = given.checkpoint or Path("checkpoints") / f"{recipe.dataset}.safetensors"
     images = load_dataset(recipe.dataset, given.root).to(accelerator.device)
     learner = recipe.learner(accelerator.device)
@@ -60,11 +87,40 @@ def main(words: Sequence[str] | None = None) -> None:
     progress = tqdm(run, total=recipe.steps, initial=begin, unit="step", disable=not accelerator.is_main_process)
     for step in progress:
         if step.number % 20 == 0:
-            recent = sum(float(loss) for loss in learner.losses[-20:]) / 20
+            recent = torch.stack(learner.losses[-20:]).mean().item()
             rate = progress.format_dict["rate"] or 0.0
             progress.set_postfix_str(f"loss {recent:.4f}, {rate * recipe.batch_size:.0f} images/s")
     accelerator.end_training()
 
 
+def sample(given: argparse.Namespace) -> None:
+    """Draw samples by the words of a command line and write them as one picture, aside first."""
+    make_kernel, model = SAMPLERS[given.sampler], load_model(given.model)
+    device, times = default_device(), grid(model.q.schedule.T, given.steps)
+    model.network.to(device)
+    generator = torch.Generator().manual_seed(given.seed)
+    x_T = torch.randn(given.images, *model.event, generator=generator).to(device)
+    kernel = make_kernel(model.q, clipped(model.denoiser))
+    images = last(tqdm(walk(kernel, x_T, times, generator), total=given.steps, unit="step")).x
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    aside = given.out.with_name(f".{given.out.name}.tmp")
+    picture(images, columns=16).save(aside, format="PNG")
+    aside.replace(given.out)
+    print(f"{given.images} samples of {given.model} by {given.sampler} in {given.steps} steps: {given.out}")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Do what the words of a command line say, those of this process if none are given."""
+    words = list(sys.argv[1:] if words is None else words)
+    if words and words[0].startswith("-") and words[0] not in ("-h", "--help"):
+        words = ["train", *words]  # options alone are those of train
+    given = options().parse_args(words)
+    load_extension(given.extension)
+    {"train": train, "sample": sample}[given.command](given)
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:  # a wrong name, number or file: the message says what was expected
+        sys.exit(f"python -m ddpm_nb: {error}")

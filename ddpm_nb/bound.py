@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpm_nb.denoiser import EPS, Denoiser, Parameterization
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.denoiser import EPS, Denoiser, Parameterization, check_process
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture, expectation, hermite
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.schedule import NoiseSchedule, Time
+from ddpm_nb.schedule import NoiseSchedule, Time, Variance, added_var
 
 __all__ = [
     "BoundTerms",
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 Decoder = Callable[[Tensor, Gaussian], Tensor]  # (x_0, p(x_0 | x_1)) -> log probability in nats, (batch,)
-Variance = Callable[[NoiseSchedule, Time, Time], Tensor]  # (schedule, s, t) -> σ², the reverse step's variance
 
 
 def simple_loss(
@@ -78,7 +77,7 @@ class BoundTerms:
 
 def prior_term(q: GaussianDiffusion, x_0: Tensor) -> Tensor:
     """L_T = KL(q(x_T | x_0) ‖ N(0, I)), ``(batch,)``: no parameter in it. Book: [](#eq-prior-term)."""
-    return q.marginal(x_0, q.schedule.T).kl(Gaussian(torch.zeros_like(x_0), torch.ones(())))
+    return q.marginal(x_0, q.schedule.T).kl(Gaussian(torch.zeros_like(x_0), 1.0))
 
 
 def step_term(
@@ -87,16 +86,15 @@ def step_term(
     x_0: Tensor,
     x_t: Tensor,
     t: int,
-    variance: Variance = NoiseSchedule.posterior_var,
+    variance: Variance = posterior_var,
 ) -> Tensor:
     """L_{t−1} = KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)), ``(batch,)``, for t ≥ 2. Book: [](#eq-step-term)."""
-    mean = q.posterior(denoise(x_t, t), x_t, t - 1, t).mean
-    return q.posterior(x_0, x_t, t - 1, t).kl(Gaussian(mean, variance(q.schedule, t - 1, t)))
+    return q.posterior(x_0, x_t, t - 1, t).kl(reverse_step(q, denoise, x_t, t, variance))
 
 
 def reconstruction_term(q: GaussianDiffusion, denoise: Denoiser, x_0: Tensor, x_1: Tensor, decoder: Decoder) -> Tensor:
     """L_0 = −log p(x_0 | x_1), ``(batch,)``, with p's mean x̂_0 and variance β_1 handed to ``decoder``."""
-    return -decoder(x_0, Gaussian(denoise(x_1, 1), q.schedule.beta(1)))
+    return -decoder(x_0, reverse_step(q, denoise, x_1, 1))
 
 
 def bound_terms(
@@ -105,7 +103,7 @@ def bound_terms(
     x_0: Tensor,
     generator: torch.Generator | None = None,
     decoder: Decoder | None = None,
-    variance: Variance = NoiseSchedule.posterior_var,
+    variance: Variance = posterior_var,
 ) -> BoundTerms:
     """L_T, every L_{t−1}, and L_0 for each sample, with one draw of x_t ~ q(x_t | x_0) for every t.
 
@@ -114,8 +112,9 @@ def bound_terms(
     Parameters
     ----------
     decoder : ``(x_0, Gaussian) -> log p(x_0 | x_1)``; the default is the density, :func:`density_decoder`
-    variance : σ_t² of the reverse step, ``NoiseSchedule.posterior_var`` (β̃) or ``NoiseSchedule.beta_between`` (β)
+    variance : ``(level before, level here) -> σ_t²`` of the reverse step, ``posterior_var`` (β̃) or ``added_var`` (β)
     """
+    check_process(q, denoise)
     decoder = density_decoder if decoder is None else decoder
     steps = [x_0.new_zeros(0, x_0.shape[0])]
     with torch.no_grad():
@@ -131,16 +130,18 @@ def x_0_weight(schedule: NoiseSchedule, t: Time) -> Tensor:
 
     Source: Vilhes (6). Book: [the weight on x_0](#eq-x0-weight).
     """
-    return 0.5 * (schedule.snr(t - 1) - schedule.snr(t))
+    before, here = schedule.levels(t - 1, t)
+    return torch.as_tensor(0.5 * (before.snr - here.snr), dtype=torch.float64)
 
 
-def eps_weight(schedule: NoiseSchedule, t: Time, variance: Variance = NoiseSchedule.posterior_var) -> Tensor:
+def eps_weight(schedule: NoiseSchedule, t: Time, variance: Variance = posterior_var) -> Tensor:
     """Factor of ‖ε − ε̂‖² in L_{t−1}: β_t² / (2 σ_t² α_t (1 − ᾱ_t)), for t ≥ 2 where σ² = β̃.
 
     Source: Ho et al. (12), Vilhes (7). Book: [the weight on the noise](#eq-eps-weight).
     """
-    spread = 2 * variance(schedule, t - 1, t) * schedule.alpha(t) * schedule.one_minus_alpha_bar(t)
-    return schedule.beta(t) ** 2 / spread
+    before, here = schedule.levels(t - 1, t)
+    beta, alpha = added_var(before, here), here.alpha_bar / before.alpha_bar
+    return torch.as_tensor(beta**2 / (2 * variance(before, here) * alpha * here.noise_var), dtype=torch.float64)
 
 
 def density_decoder(x_0: Tensor, law: Gaussian) -> Tensor:
@@ -159,7 +160,7 @@ def discretized_decoder(levels: int) -> Decoder:
     half = 1.0 / (levels - 1)
 
     def log_prob(x_0: Tensor, law: Gaussian) -> Tensor:
-        std = law.var.sqrt().to(x_0.device)
+        std = law.var.sqrt()
         upper = torch.where(x_0 > 1 - half, math.inf, (x_0 + half - law.mean) / std)
         lower = torch.where(x_0 < -1 + half, -math.inf, (x_0 - half - law.mean) / std)
         # Mirror to the lower tail, where differences of the distribution function keep their digits.
@@ -203,11 +204,12 @@ def ledger(terms: BoundTerms) -> Ledger:
 
 
 def reverse_step(
-    q: GaussianDiffusion, denoise: Denoiser, x_t: Tensor, t: int, variance: Variance = NoiseSchedule.posterior_var
+    q: GaussianDiffusion, denoise: Denoiser, x_t: Tensor, t: int, variance: Variance = posterior_var
 ) -> Gaussian:
     """p(x_{t−1} | x_t), the model's step as the bound scores it: at t = 1, where β̃_1 = 0, its variance is β_1."""
+    before, here = q.schedule.levels(t - 1, t)
     mean = q.posterior(denoise(x_t, t), x_t, t - 1, t).mean
-    return Gaussian(mean, q.schedule.beta(1) if t == 1 else variance(q.schedule, t - 1, t))
+    return Gaussian(mean, added_var(before, here) if t == 1 else variance(before, here))
 
 
 def step_gap(
@@ -217,7 +219,7 @@ def step_gap(
     x_s: Tensor,
     x_t: Tensor,
     t: int,
-    variance: Variance = NoiseSchedule.posterior_var,
+    variance: Variance = posterior_var,
 ) -> Tensor:
     """log q(x_s | x_t) − log p(x_s | x_t) in nats at s = t − 1, ``(batch,)``, for data of a known law.
 
@@ -232,7 +234,7 @@ def step_gap(
 
 def _prior_gap(law: GaussianMixture, q: GaussianDiffusion, x_T: Tensor) -> Tensor:
     """log q(x_T) − log p(x_T), ``(batch,)``."""
-    prior = Gaussian(torch.zeros_like(x_T), torch.ones(()))
+    prior = Gaussian(torch.zeros_like(x_T), 1.0)
     return law.diffused(q, q.schedule.T).log_prob(x_T) - prior.log_prob(x_T)
 
 
@@ -242,14 +244,14 @@ def gap_terms(
     denoise: Denoiser,
     x_0: Tensor,
     generator: torch.Generator | None = None,
-    variance: Variance = NoiseSchedule.posterior_var,
+    variance: Variance = posterior_var,
 ) -> BoundTerms:
     """log q(x_{0:T}) − log p(x_{0:T}), step by step along one path from each x_0 ~ law, in the rows of the bound.
 
     The means of the rows are what the bound pays beyond the entropy of the data, and where: E[L] − H = E[total].
     Book: [where the bound is lost](#eq-b4-gap).
     """
-    steps, x_s = [], x_0
+    steps, x_s, law = [], x_0, law.to(x_0.device)
     with torch.no_grad():
         for t in range(1, q.schedule.T + 1):
             x_t = q.transition(x_s, t - 1, t).sample(generator)
@@ -262,7 +264,7 @@ def exact_gaps(
     law: GaussianMixture,
     q: GaussianDiffusion,
     denoise: Denoiser,
-    variance: Variance = NoiseSchedule.posterior_var,
+    variance: Variance = posterior_var,
     nodes: int = 64,
 ) -> Tensor:
     """Return the means of :func:`gap_terms` without sampling, for data on the line: ``(T + 1,)`` as in a ledger."""
@@ -271,7 +273,7 @@ def exact_gaps(
     def kl(t: int) -> Tensor:
         def given(x_s: Tensor) -> Tensor:
             ahead = q.transition(x_s, t - 1, t)
-            x_t = ahead.mean + ahead.var.sqrt() * z
+            x_t = ahead.from_noise(z)
             pairs = x_s.expand_as(x_t).reshape(-1, 1), x_t.reshape(-1, 1)
             return step_gap(law, q, denoise, *pairs, t, variance).reshape(x_t.shape) @ weights
 

@@ -1,6 +1,6 @@
 """How papers and code bases write one noise level, and how to get from each to every other.
 
-Everything is a function of log ᾱ, so two functions for each convention translate between all of them.
+Everything is a function of log ᾱ, the level, so two functions for each convention translate between all of them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_nb.arguments import choose
+from ddpm_nb.schedule import Level
 
 __all__ = ["CONVENTIONS", "Convention", "convert"]
 
@@ -25,69 +26,69 @@ class Convention:
     ----------
     source : paper or code base
     symbol : its variable, in TeX
-    level : log ᾱ ↦ its variable
-    log_alpha_bar : the inverse
-    scale : log ᾱ ↦ factor from our state x_t to its state
+    variable : level ↦ its variable
+    log_alpha_bar : its variable ↦ log ᾱ
+    scale : level ↦ factor from our state x_t to its state
     index : what it calls our step t, in TeX
     """
 
     source: str
     symbol: str
-    level: Callable[[Tensor], Tensor]
+    variable: Callable[[Level], Tensor]
     log_alpha_bar: Callable[[Tensor], Tensor]
-    scale: Callable[[Tensor], Tensor]
+    scale: Callable[[Level], Tensor]
     index: str
 
 
-def _log_snr(log_alpha_bar: Tensor) -> Tensor:
-    return log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
+def _same_state(level: Level) -> Tensor:
+    return torch.ones_like(level.log_alpha_bar)
 
 
 CONVENTIONS: dict[str, Convention] = {
     "ho": Convention(
-        "Ho et al. 2020, and this book", r"$\bar\alpha_t$", torch.exp, torch.log, torch.ones_like, "$t = 1, .., T$"
+        "Ho et al. 2020, and this book", r"$\bar\alpha_t$", lambda level: level.alpha_bar, torch.log, _same_state, "$t = 1, .., T$"
     ),
     "improved": Convention(
-        r"Nichol & Dhariwal 2021, code", "`alphas_cumprod[i]`", torch.exp, torch.log, torch.ones_like, "$i = t - 1$"
+        r"Nichol & Dhariwal 2021, code", "`alphas_cumprod[i]`", lambda level: level.alpha_bar, torch.log, _same_state, "$i = t - 1$"
     ),
     "vdm": Convention(
         "VDM, Kingma et al. 2021",
         r"$\gamma = -\log \mathrm{SNR}$",
-        lambda log: -_log_snr(log),
+        lambda level: -level.log_snr,
         lambda gamma: F.logsigmoid(-gamma),
-        torch.ones_like,
+        _same_state,
         "$u = t/T$",
     ),
     "score_sde": Convention(
         "Score SDE, Song et al. 2021, code",
         r"`log_mean_coeff` $= \tfrac12 \log\bar\alpha$",
-        lambda log: log / 2,
+        lambda level: level.log_alpha_bar / 2,
         lambda mean: 2 * mean,
-        torch.ones_like,
+        _same_state,
         "$u = t/T$",
     ),
     "edm": Convention(
         "EDM, Karras et al. 2022",
         r"$\sigma = \sqrt{(1-\bar\alpha)/\bar\alpha}$",
-        lambda log: (-_log_snr(log) / 2).exp(),
+        lambda level: level.sigma,
         lambda sigma: -torch.log1p(sigma**2),
-        lambda log: (-log / 2).exp(),
+        lambda level: 1 / level.signal,
         r"$\sigma$ itself",
     ),
     "dpm_solver": Convention(
         "DPM-Solver, Lu et al. 2022",
         r"$\lambda = \tfrac12 \log \mathrm{SNR}$",
-        lambda log: _log_snr(log) / 2,
+        lambda level: level.log_snr / 2,
         lambda half: F.logsigmoid(2 * half),
-        torch.ones_like,
+        _same_state,
         "$u = t/T$",
     ),
     "diffusers": Convention(
         "diffusers, DDPM and DDIM schedulers",
         "`alphas_cumprod[timestep]`",
-        torch.exp,
+        lambda level: level.alpha_bar,
         torch.log,
-        torch.ones_like,
+        _same_state,
         "`timestep` $= t - 1$",
     ),
 }
@@ -100,4 +101,4 @@ def convert(value: Tensor, source: str, target: str) -> Tensor:
     Raises ``ValueError`` for an unknown convention; the message names the nearest.
     """
     log_alpha_bar = choose("source", source, CONVENTIONS).log_alpha_bar(value)
-    return choose("target", target, CONVENTIONS).level(log_alpha_bar)
+    return choose("target", target, CONVENTIONS).variable(Level.of(log_alpha_bar))

@@ -17,11 +17,18 @@ from torch import Tensor
 
 from ddpm_nb.exact import GaussianMixture, hermite
 from ddpm_nb.gaussian import Gaussian
+from ddpm_nb.kernels import GaussianKernel
 from ddpm_nb.sde import VPSDE, Process
 
-__all__ = ["PowerLaw", "coarsened", "driven", "expected_after", "finite_differences", "flow_map", "power_law"]
-
-Kernel = Callable[[Tensor, int, int], Gaussian]  # (x_t, s, t) -> law of x_s, s < t
+__all__ = [
+    "PowerLaw",
+    "coarsened",
+    "delivered_variance",
+    "expected_after",
+    "finite_differences",
+    "flow_map",
+    "power_law",
+]
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ def power_law(sizes: Sequence[float], errors: Sequence[float]) -> PowerLaw:
 
 
 def expected_after(
-    tests: Callable[[Tensor], Tensor], kernel: Kernel, line: Tensor, p: Tensor, times: Sequence[int]
+    tests: Callable[[Tensor], Tensor], kernel: GaussianKernel, line: Tensor, p: Tensor, times: Sequence[int]
 ) -> Tensor:
     """E[tests(x)] after a walk of ``kernel`` down ``times``, for a start with density p on the grid: ``(m,)``.
 
@@ -63,7 +70,7 @@ def expected_after(
     for t, s in pairwise(times[:-1]):
         p = spacing * p @ _densities(kernel(line, s, t), line)
     law, (z, weights) = kernel(line, times[-1], times[-2]), hermite(16)
-    ends = law.mean + law.var.sqrt() * z
+    ends = law.from_noise(z)
     values = tests(ends.reshape(-1, 1)).reshape(*ends.shape, -1)
     return spacing * torch.einsum("n,nzm,z->m", p, values, weights)
 
@@ -114,12 +121,18 @@ def flow_map(sde: VPSDE, data: GaussianMixture, x: Tensor, u: float, v: float) -
     return (low + high) / 2
 
 
-def driven(kernel: Kernel, x: Tensor, times: Sequence[int], z: Tensor) -> Tensor:
-    """Return the end of a walk whose noise is given, one standard normal ``z[k]`` for each step: x ← mean + √var z."""
-    for noise, (t, s) in zip(z, pairwise(times), strict=True):
-        law = kernel(x, s, t)
-        x = law.mean + law.var.sqrt() * noise
-    return x
+def delivered_variance(kernel: GaussianKernel, times: Sequence[int], d: int = 1) -> Tensor:
+    """Variance of x_0 after a walk from N(0, I), for a kernel that is linear and odd in x: ``(d,)``, without sampling.
+
+    With the denoiser of N(0, diag v) one step is x_s = c x_t + σ z in each coordinate, so that a variance V becomes
+    c² V + σ². Book: [](#eq-m7-delivered).
+    """
+    one = torch.ones(1, d, dtype=torch.float64)
+    var = one
+    for t, s in pairwise(times):
+        law = kernel(one, s, t)
+        var = law.mean.square() * var + law.var
+    return var[0]
 
 
 def coarsened(z: Tensor, factor: int) -> Tensor:

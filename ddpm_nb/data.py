@@ -7,8 +7,8 @@ import hashlib
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +16,43 @@ import torch
 from torch import Tensor
 
 from ddpm_nb.arguments import choose
+from ddpm_nb.registry import Registry
 
-__all__ = ["DATASETS", "DataError", "DatasetCard", "load_dataset", "load_labels"]
+__all__ = ["DATASETS", "DataError", "Dataset", "IDXFiles", "load_dataset", "load_labels"]
 
 
 class DataError(ValueError):
     """A data file is missing, truncated, or not the file it should be."""
 
 
+Root = str | os.PathLike[str] | None
+Load = Callable[[str, Root], tuple[Tensor, Tensor]]  # (split, root) -> images and labels, see load_dataset
+
+
 @dataclass(frozen=True)
-class DatasetCard:
-    """What a notebook needs to know of a data set to size its network and its decoder.
+class Dataset:
+    """What a run needs to know of a data set: the shape of its images for the network, its values for the decoder.
 
     Parameters
     ----------
     side : pixels along each side of an image
+    channels : colours of a pixel
     levels : number of equally spaced values of a pixel
     classes : what the labels 0, 1, .. mean
-    url : the folder with the gzipped files; empty where none is needed
-    md5 : of the *uncompressed* files, by name
+    load : ``(split, root) -> (images, labels)`` with split 'train' or 'test': float32 ``(n, channels, side, side)`` in
+        [−1, 1], and int64 ``(n,)``
     """
 
     side: int
+    channels: int
     levels: int
     classes: tuple[str, ...]
-    url: str = ""
-    md5: dict[str, str] = field(default_factory=dict)
+    load: Load
+
+    @property
+    def event(self) -> tuple[int, int, int]:
+        """The shape of one image."""
+        return self.channels, self.side, self.side
 
 
 _NUMERALS = tuple("0123456789")
@@ -58,44 +69,15 @@ _GARMENTS = (
     "ankle boot",
 )
 
-DATASETS: dict[str, DatasetCard] = {
-    "digits": DatasetCard(side=8, levels=17, classes=_NUMERALS),
-    "fashion_mnist": DatasetCard(
-        side=28,
-        levels=256,
-        classes=_GARMENTS,
-        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        md5={
-            "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-            "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
-            "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
-            "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
-        },
-    ),
-    "mnist": DatasetCard(
-        side=28,
-        levels=256,
-        classes=_NUMERALS,
-        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
-        md5={
-            "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-            "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-            "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-            "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-        },
-    ),
-}
-"""The data sets by name: 'digits' (scikit-learn's, 1797 images), 'fashion_mnist', 'mnist' (70,000 images each)."""
-
 _SPLITS = {"train": "train", "test": "t10k"}
 
 
-def load_dataset(name: str, root: str | os.PathLike[str] | None = None, split: str = "train") -> Tensor:
-    """Return the images of one split as float32 ``(n, 1, side, side)`` in [−1, 1].
+def load_dataset(name: str, root: Root = None, split: str = "train") -> Tensor:
+    """Return the images of one split as float32 ``(n, channels, side, side)`` in [−1, 1].
 
     Parameters
     ----------
-    name : 'digits', 'fashion_mnist' or 'mnist'
+    name : 'digits', 'fashion_mnist', 'mnist', or an entry of your own in :data:`DATASETS`
     root : folder that holds the four IDX files, gzipped or not, used as it is; without it the environment variable
         ``DDPM_NB_DATA``; without either the files are downloaded once to the user's cache
     split : 'train' or 'test'; for digits every fifth image is the test split
@@ -103,26 +85,30 @@ def load_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
     Raises
     ------
     DataError
-        If a file is missing, truncated, or has another content than the published one.
+        If a file is missing, truncated, or has another content than the published one; if images have another shape,
+        dtype or range than the entry says.
     ValueError
         If a name is unknown; the message names the nearest.
     """
-    if name == "digits":
-        return _digits(split)[0]
-    pixels = np.frombuffer(_read(name, root, split, "images-idx3-ubyte"), np.uint8, offset=16)
-    side = DATASETS[name].side
-    return torch.from_numpy(pixels.reshape(-1, 1, side, side).astype(np.float32)).div_(127.5).sub_(1.0)
+    card = DATASETS[name]
+    images = card.load(split, root)[0]
+    if images.dtype != torch.float32 or images.shape[1:] != card.event:
+        raise DataError(
+            f"dataset {name!r}: images of shape {tuple(images.shape)} and dtype {images.dtype}; "
+            f"expected float32 (n, {', '.join(map(str, card.event))})"
+        )
+    low, high = (value.item() for value in images.aminmax())
+    if not -1 <= low <= high <= 1:
+        raise DataError(f"dataset {name!r}: values from {low:.3g} to {high:.3g}; expected them in [−1, 1]")
+    return images
 
 
-def load_labels(name: str, root: str | os.PathLike[str] | None = None, split: str = "train") -> Tensor:
+def load_labels(name: str, root: Root = None, split: str = "train") -> Tensor:
     """Return the labels of the images that :func:`load_dataset` returns for the same arguments: int64 ``(n,)``."""
-    if name == "digits":
-        return _digits(split)[1]
-    labels = np.frombuffer(_read(name, root, split, "labels-idx1-ubyte"), np.uint8, offset=8)
-    return torch.from_numpy(labels.astype(np.int64))
+    return DATASETS[name].load(split, root)[1]
 
 
-def _digits(split: str) -> tuple[Tensor, Tensor]:
+def _digits(split: str, root: Root) -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits  # a second to import, needed here only
 
     choose("split", split, _SPLITS)
@@ -133,14 +119,33 @@ def _digits(split: str) -> tuple[Tensor, Tensor]:
     return images.div_(8.0).sub_(1.0), torch.from_numpy(bunch.target[chosen].astype(np.int64))
 
 
-def _read(name: str, root: str | os.PathLike[str] | None, split: str, kind: str) -> bytes:
-    """Return the bytes of one verified file; the other three of the set are verified with it."""
-    card = choose("dataset", name, DATASETS)
-    wanted = f"{choose('split', split, _SPLITS)}-{kind}"
-    root = root if root is not None else os.environ.get("DDPM_NB_DATA") or None
-    paths = _local(name, Path(root), card.md5) if root is not None else _downloaded(name, card)
-    contents = {file: _verified(path, file, card.md5) for file, path in paths.items()}
-    return contents[wanted]
+@dataclass(frozen=True)
+class IDXFiles:
+    """The loader of a family of four IDX files of 28 × 28 pixels, as MNIST's.
+
+    Parameters
+    ----------
+    name : of the data set, and of its folder in the cache of downloads
+    url : the folder with the gzipped files, with a slash at its end
+    md5 : of the *uncompressed* files, by name
+    """
+
+    name: str
+    url: str
+    md5: Mapping[str, str]
+
+    def __call__(self, split: str, root: Root) -> tuple[Tensor, Tensor]:
+        """Return the verified images and labels of a split, see :func:`load_dataset`."""
+        images, labels = (
+            f"{choose('split', split, _SPLITS)}-{kind}" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        )
+        root = root if root is not None else os.environ.get("DDPM_NB_DATA") or None
+        paths = _local(self.name, Path(root), self.md5) if root is not None else _downloaded(self)
+        contents = {file: _verified(path, file, self.md5) for file, path in paths.items()}
+        pixels = np.frombuffer(contents[images], np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        numbers = np.frombuffer(contents[labels], np.uint8, offset=8)
+        scaled = torch.from_numpy(pixels.astype(np.float32)).div_(127.5).sub_(1.0)
+        return scaled, torch.from_numpy(numbers.astype(np.int64))
 
 
 def _local(name: str, root: Path, files: Iterable[str]) -> dict[str, Path]:
@@ -157,7 +162,7 @@ def _local(name: str, root: Path, files: Iterable[str]) -> dict[str, Path]:
     return {file: path for file, path in found.items() if path is not None}
 
 
-def _verified(path: Path, file: str, md5: dict[str, str]) -> bytes:
+def _verified(path: Path, file: str, md5: Mapping[str, str]) -> bytes:
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -171,20 +176,20 @@ def _verified(path: Path, file: str, md5: dict[str, str]) -> bytes:
     return content
 
 
-def _downloaded(name: str, card: DatasetCard) -> dict[str, Path]:
+def _downloaded(files: IDXFiles) -> dict[str, Path]:
     """Fetch what the cache lacks. pooch downloads aside, checks the md5, and only then moves a file into place."""
     import pooch
 
-    registry = {file: f"md5:{digest}" for file, digest in card.md5.items()}
-    urls = {file: f"{card.url}{file}.gz" for file in card.md5}
+    registry = {file: f"md5:{digest}" for file, digest in files.md5.items()}
+    urls = {file: f"{files.url}{file}.gz" for file in files.md5}
     cache = pooch.create(
-        path=pooch.os_cache("ddpm_nb") / name, base_url=card.url, registry=registry, urls=urls, retry_if_failed=2
+        path=pooch.os_cache("ddpm_nb") / files.name, base_url=files.url, registry=registry, urls=urls, retry_if_failed=2
     )
     try:
-        return {file: Path(cache.fetch(file, downloader=_fetch_gzipped)) for file in card.md5}
+        return {file: Path(cache.fetch(file, downloader=_fetch_gzipped)) for file in files.md5}
     except (OSError, ValueError) as error:
         raise DataError(
-            f"could not download {name} from {card.url}: {error}. "
+            f"could not download {files.name} from {files.url}: {error}. "
             "Put the four files in a folder and name it by root or DDPM_NB_DATA"
         ) from error
 
@@ -200,3 +205,44 @@ def _fetch_gzipped(url: str, output_file: str, pooch_: object) -> None:
             Path(output_file).write_bytes(gzip.decompress(packed.read_bytes()))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"{url}: truncated or not a gzip file ({error})") from error
+
+
+DATASETS: Registry[Dataset] = Registry(
+    "dataset",
+    {
+        "digits": Dataset(side=8, channels=1, levels=17, classes=_NUMERALS, load=_digits),
+        "fashion_mnist": Dataset(
+            side=28,
+            channels=1,
+            levels=256,
+            classes=_GARMENTS,
+            load=IDXFiles(
+                "fashion_mnist",
+                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+                {
+                    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+                    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+                    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+                    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+                },
+            ),
+        ),
+        "mnist": Dataset(
+            side=28,
+            channels=1,
+            levels=256,
+            classes=_NUMERALS,
+            load=IDXFiles(
+                "mnist",
+                "https://ossci-datasets.s3.amazonaws.com/mnist/",
+                {
+                    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+                    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+                    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+                    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+                },
+            ),
+        ),
+    },
+)
+"""The data sets by name: 'digits' (scikit-learn's, 1797 images), 'fashion_mnist', 'mnist' (70,000 images each)."""

@@ -10,17 +10,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_nb.denoiser import Denoiser
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian, observe
-from ddpm_nb.schedule import Time
+from ddpm_nb.precision import widest
+from ddpm_nb.schedule import Time, added_var, coefficient
 
-__all__ = ["CorrelatedGaussian", "GaussianMixture", "empirical", "expectation", "hermite"]
+__all__ = ["BestDenoiser", "CorrelatedGaussian", "GaussianMixture", "empirical", "expectation", "hermite"]
+
+
+@dataclass(frozen=True, eq=False)
+class BestDenoiser:
+    """The best denoiser there is, (x_t, t) ↦ E[x_0 | x_t], for data of a known law. Book: [](#eq-mixture-denoiser).
+
+    Parameters
+    ----------
+    law : of the data
+    q : the forward process
+    """
+
+    law: GaussianMixture | CorrelatedGaussian
+    q: GaussianDiffusion
+
+    def __call__(self, x_t: Tensor, t: Time) -> Tensor:
+        """Return E[x_0 | x_t], of the shape of ``x_t``."""
+        return self.law.posterior_mean(self.q, x_t, t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,20 +67,33 @@ class GaussianMixture:
 
     def __post_init__(self) -> None:
         weights, means, variances = (
-            torch.as_tensor(value, dtype=torch.float64) for value in (self.weights, self.means, self.variances)
+            torch.as_tensor(value, dtype=None if _is_wide(value) else torch.float64)
+            for value in (self.weights, self.means, self.variances)
         )
         if means.ndim != 2 or weights.shape != means.shape[:1] or variances.shape not in (means.shape[:1], means.shape):
             raise ValueError(
                 f"weights {tuple(weights.shape)}, means {tuple(means.shape)}, variances {tuple(variances.shape)}: "
                 "expected (k,), (k, d) and (k,) or (k, d)"
             )
-        if not bool((weights > 0).all()):
-            raise ValueError(f"weights: expected positive numbers, the smallest is {weights.min().item()}")
-        if not bool((variances >= 0).all()):
-            raise ValueError(f"variances: expected numbers of at least 0, the smallest is {variances.min().item()}")
+        if weights.device.type == "cpu":  # a GPU would have to be waited for
+            if not bool((weights > 0).all()):
+                raise ValueError(f"weights: expected positive numbers, the smallest is {weights.min().item()}")
+            if not bool((variances >= 0).all()):
+                raise ValueError(f"variances: expected numbers of at least 0, the smallest is {variances.min().item()}")
         object.__setattr__(self, "weights", weights / weights.sum())
         object.__setattr__(self, "means", means)
         object.__setattr__(self, "variances", variances)
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, GaussianMixture]:
+        return {self.means.device: self}
+
+    def to(self, device: torch.device) -> GaussianMixture:
+        """Return the law on a device; it is copied there once."""
+        if device not in self._copies:
+            parts = (value.to(device, widest(device)) for value in (self.weights, self.means, self.variances))
+            self._copies[device] = GaussianMixture(*parts)
+        return self._copies[device]
 
     def _variances(self) -> Tensor:
         """Variances with a last axis that broadcasts over coordinates."""
@@ -85,15 +117,15 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats, shape ``(batch,)``."""
-        one = torch.ones(1, 1, dtype=torch.float64, device=x.device)
-        return self._log_joint(x, one, self._variances().to(x.device)[None]).logsumexp(1).to(x.dtype)
+        law = self.to(x.device)
+        return law._log_joint(x, torch.ones_like(law.means[:1, :1]), law._variances()[None]).logsumexp(1).to(x.dtype)
 
     def grad_log_prob(self, x: Tensor) -> Tensor:
         """∇ log density at x ``(batch, d)``: Σ_k p(k | x) (m_k − x)/v_k. Book: [](#eq-s5-score)."""
-        variances = self._variances().expand_as(self.means)
-        log_weights, means, var = (value.to(x.device) for value in (self.weights.log(), self.means, variances))
-        shift = means - x[:, None, :].double()
-        part = (log_weights - 0.5 * (shift.square() / var + var.log()).sum(2)).softmax(1)
+        law = self.to(x.device)
+        var = law._variances().expand_as(law.means)
+        shift = law.means - x[:, None, :].to(law.means)
+        part = (law.weights.log() - 0.5 * (shift.square() / var + var.log()).sum(2)).softmax(1)
         return (part[:, :, None] * shift / var).sum(1).to(x.dtype)
 
     def entropy(self, nodes: int = 64) -> Tensor:
@@ -105,8 +137,9 @@ class GaussianMixture:
 
         Book: [the diffused mixture](#eq-mixture-marginal).
         """
-        alpha_bar, noise = q.schedule.alpha_bar(t), q.schedule.one_minus_alpha_bar(t)
-        return GaussianMixture(self.weights, alpha_bar.sqrt() * self.means, alpha_bar * self.variances + noise)
+        level = q.schedule.level(t)
+        variances = level.alpha_bar * self.variances + level.noise_var
+        return GaussianMixture(self.weights, level.signal * self.means, variances)
 
     def reverse_kernel(self, q: GaussianDiffusion, x_t: Tensor, s: int, t: int) -> GaussianMixture:
         """Return q(x_s | x_t), s < t, exactly, for one state x_t ``(d,)``: a mixture, no Gaussian in general.
@@ -120,50 +153,49 @@ class GaussianMixture:
         x_t, earlier = x_t.double(), self.diffused(q, s)
         before = Gaussian(earlier.means, earlier._variances())
         step = q.transition(before.mean, s, t)
-        factor = q.schedule.alpha_between(s, t).sqrt()
+        factor = q.schedule.level(t).signal / q.schedule.level(s).signal
         evidence = Gaussian(step.mean, factor**2 * before.var + step.var).log_prob(x_t)  # of each part
         weights = (self.weights.log() + evidence).softmax(0)
         after, likely = observe(before, factor, step.var, x_t), weights > 0
         return GaussianMixture(weights[likely], after.mean[likely], after.var.reshape(self.variances.shape)[likely])
 
-    def denoiser(self, q: GaussianDiffusion) -> Denoiser:
+    def denoiser(self, q: GaussianDiffusion) -> BestDenoiser:
         """Return the best denoiser there is, (x_t, t) ↦ E[x_0 | x_t]. Book: [](#eq-mixture-denoiser)."""
-        return lambda x_t, t: self._posterior_mean(q, x_t, t)
+        return BestDenoiser(self, q)
 
     def score(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
         """∇ log q(x_t) = (√ᾱ E[x_0 | x_t] − x_t)/(1 − ᾱ), for t ≥ 1. Book: [Tweedie](#eq-tweedie)."""
-        signal, noise = self._levels(q, x_t, t)
-        x = x_t.flatten(1).double()
-        score = (signal * self._posterior_mean(q, x_t.double(), t).flatten(1) - x) / noise
-        return score.reshape(x_t.shape).to(x_t.dtype)
-
-    def _levels(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        """√ᾱ_t and 1 − ᾱ_t next to ``x_t``, float64 ``(batch | 1, 1)``."""
-        signal, noise = q.schedule.alpha_bar(t).sqrt(), q.schedule.one_minus_alpha_bar(t)
-        return signal.to(x_t.device).reshape(-1, 1), noise.to(x_t.device).reshape(-1, 1)
+        level, x = q.schedule.level(t), x_t.to(widest(x_t.device))
+        signal, noise_var = coefficient(level.signal, x), coefficient(level.noise_var, x)
+        return ((signal * self.posterior_mean(q, x, t) - x) / noise_var).to(x_t.dtype)
 
     def _log_joint(self, x: Tensor, signal: Tensor, var: Tensor) -> Tensor:
         """log (weights[k] · N(x; signal means[k], var[k])), ``(batch, k)``, with ``var`` ``(batch | 1, k, d | 1)``."""
-        x = x.flatten(1).double()
+        x = x.flatten(1).to(self.means)
         d = self.means.shape[1]
         if x.shape[1] != d:
             raise ValueError(f"x of shape {tuple(x.shape)}: expected (batch, {d}) like the mixture's means")
-        if not bool((var > 0).all()):
+        if var.device.type == "cpu" and not bool((var > 0).all()):
             raise ValueError("variances: an atom has no density; diffuse the law to a step t of at least 1 first")
-        means, log_weights = self.means.to(x.device), self.weights.log().to(x.device)
+        means, log_weights = self.means, self.weights.log()
         if var.shape[2] == 1:  # isotropic: products of matrices keep memory at (batch, k), for k training images
             squares = x.square().sum(1)[:, None] + signal**2 * means.square().sum(1) - 2 * signal * (x @ means.mT)
             return log_weights - 0.5 * (squares.clamp(min=0) / var[:, :, 0] + d * torch.log(2 * math.pi * var[:, :, 0]))
         shift = x[:, None, :] - signal[:, :, None] * means
         return log_weights - 0.5 * (shift.square() / var + torch.log(2 * math.pi * var)).sum(2)
 
-    def _posterior_mean(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
-        signal, noise = self._levels(q, x_t, t)
-        prior, means = self._variances().to(x_t.device), self.means.to(x_t.device)
-        var = signal[:, :, None] ** 2 * prior + noise[:, :, None]
-        part = self._log_joint(x_t, signal, var).softmax(1)  # which part x_t came from
+    def posterior_mean(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
+        """E[x_0 | x_t], of the shape of ``x_t``. Book: [](#eq-mixture-denoiser)."""
+        law = self.to(x_t.device)
+        x, prior, means = x_t.flatten(1).to(law.means), law._variances(), law.means
+        level = q.schedule.level(t)
+        signal, noise_var = (
+            coefficient(value, x) if torch.is_tensor(value) else x.new_full((1, 1), value)
+            for value in (level.signal, level.noise_var)
+        )
+        var = signal[:, :, None] ** 2 * prior + noise_var[:, :, None]
+        part = law._log_joint(x, signal, var).softmax(1)  # which part x_t came from
         gain = signal[:, :, None] * prior / var
-        x = x_t.flatten(1).double()
         # Σ_k part_k (m_k + gain_k (x − signal m_k)), the mean of x_0 given x_t and each part, averaged
         if var.shape[2] == 1:
             weight = part * gain[:, :, 0]
@@ -173,13 +205,18 @@ class GaussianMixture:
         return mean.reshape(x_t.shape).to(x_t.dtype)
 
 
+def _is_wide(value: Tensor) -> bool:
+    """Whether a tensor has the widest float of its device already, as a law's copy there does."""
+    return torch.is_tensor(value) and value.dtype == widest(value.device)
+
+
 def empirical(x_0: Tensor) -> GaussianMixture:
     """Return the law that draws one of the n rows of ``x_0`` ``(n, *event)``, each as likely: a mixture of n atoms.
 
     Its denoiser is what a network that knows its training set by heart computes. Book: [](#eq-s5-empirical).
     """
     n = len(x_0)
-    return GaussianMixture(torch.ones(n), x_0.flatten(1), torch.zeros(n))
+    return GaussianMixture(x_0.new_ones(n), x_0.flatten(1), x_0.new_zeros(n))
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,11 +262,13 @@ class CorrelatedGaussian:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats, shape ``(batch,)``."""
-        return self._along().log_prob(self._turned(x)).to(x.dtype)
+        law = self.to(x.device)
+        return law._along().log_prob(law._turned(x)).to(x.dtype)
 
     def grad_log_prob(self, x: Tensor) -> Tensor:
         """∇ log density = −covariance⁻¹ (x − mean), shape of x."""
-        return ((self._along().mean - self._turned(x)) / self.variances @ self.axes.mT).to(x.dtype)
+        law = self.to(x.device)
+        return ((law._along().mean - law._turned(x)) / law.variances @ law.axes.mT).to(x.dtype)
 
     def entropy(self) -> Tensor:
         """½ Σ_i log(2πe variances_i) in nats, 0-d."""
@@ -237,29 +276,42 @@ class CorrelatedGaussian:
 
     def diffused(self, q: GaussianDiffusion, t: int) -> CorrelatedGaussian:
         """Return the law of x_t, with the same axes and the variances ᾱ v_i + 1 − ᾱ."""
-        alpha_bar, noise = q.schedule.alpha_bar(t), q.schedule.one_minus_alpha_bar(t)
-        return CorrelatedGaussian(alpha_bar.sqrt() * self.mean, alpha_bar * self.variances + noise, self.axes)
+        level = q.schedule.level(t)
+        variances = level.alpha_bar * self.variances + level.noise_var
+        return CorrelatedGaussian(level.signal * self.mean, variances, self.axes)
 
     def reverse_kernel(self, q: GaussianDiffusion, x_t: Tensor, s: int, t: int) -> CorrelatedGaussian:
         """Return q(x_s | x_t), s < t, exactly, for one state x_t ``(d,)``: Bayes' rule along every axis."""
-        added, factor = q.schedule.beta_between(s, t), q.schedule.alpha_between(s, t).sqrt()
+        before, here = q.schedule.levels(s, t)
+        factor, added = here.signal / before.signal, added_var(before, here)
         after = observe(self.diffused(q, s)._along(), factor, added, self._turned(x_t[None]))
         return CorrelatedGaussian(self.axes @ after.mean[0], after.var[0], self.axes)
 
-    def denoiser(self, q: GaussianDiffusion) -> Denoiser:
+    def denoiser(self, q: GaussianDiffusion) -> BestDenoiser:
         """Return (x_t, t) ↦ E[x_0 | x_t], which is linear in x_t."""
+        return BestDenoiser(self, q)
 
-        def denoise(x_t: Tensor, t: Time) -> Tensor:
-            signal, noise = (
-                v.reshape(-1, 1) for v in (q.schedule.alpha_bar(t).sqrt(), q.schedule.one_minus_alpha_bar(t))
-            )
-            return (observe(self._along(), signal, noise, self._turned(x_t)).mean @ self.axes.mT).to(x_t.dtype)
-
-        return denoise
+    def posterior_mean(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
+        """E[x_0 | x_t], of the shape of ``x_t``."""
+        law, level = self.to(x_t.device), q.schedule.level(t)
+        x = law._turned(x_t)
+        signal, noise_var = coefficient(level.signal, x), coefficient(level.noise_var, x)
+        return (observe(law._along(), signal, noise_var, x).mean @ law.axes.mT).to(x_t.dtype)
 
     def score(self, q: GaussianDiffusion, x_t: Tensor, t: int) -> Tensor:
         """∇ log q(x_t), shape of x_t."""
-        return self.diffused(q, t).grad_log_prob(x_t)
+        return self.to(x_t.device).diffused(q, t).grad_log_prob(x_t)
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, CorrelatedGaussian]:
+        return {self.mean.device: self}
+
+    def to(self, device: torch.device) -> CorrelatedGaussian:
+        """Return the law on a device; it is copied there once."""
+        if device not in self._copies:
+            parts = (value.to(device, widest(device)) for value in (self.mean, self.variances, self.axes))
+            self._copies[device] = CorrelatedGaussian(*parts)
+        return self._copies[device]
 
     def _along(self) -> Gaussian:
         """The law in the coordinates of the axes, a batch of one."""
@@ -269,7 +321,7 @@ class CorrelatedGaussian:
         """Coordinates of x ``(batch, d)`` along the axes."""
         if x.shape[1:] != self.mean.shape:
             raise ValueError(f"x of shape {tuple(x.shape)}: expected (batch, {len(self.mean)}) like the law's mean")
-        return x.double() @ self.axes
+        return x.to(self.axes) @ self.axes
 
 
 def expectation(law: GaussianMixture, f: Callable[[Tensor], Tensor], nodes: int = 64) -> Tensor:

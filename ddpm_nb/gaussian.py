@@ -7,7 +7,6 @@ law the rest of the package is built from. The few facts that need a full covari
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,16 +33,20 @@ def _broadcasts(var: Tensor, mean: Tensor) -> bool:
     return var.ndim <= mean.ndim and all(v in (1, m) for v, m in axes)
 
 
-@dataclass(frozen=True, eq=False)
+def _on_host(value: float | Tensor) -> bool:
+    """Whether ``value`` can be looked at without waiting for a GPU."""
+    return not torch.is_tensor(value) or value.device.type == "cpu"
+
+
 class Gaussian:
     r"""N(mean, var I), coordinates independent. Book: [the Gaussian density](#eq-gaussian-density).
 
     Parameters
     ----------
     mean : Tensor ``(batch, *event)``, or a single number
-    var : Tensor that broadcasts to ``mean``, or a float; at least 0, where 0 is a point mass at the mean.
-        A variance shared by the whole batch is kept as a 0-d tensor on the host, which mixes with tensors of
-        any device and can be read without waiting for a GPU.
+    var : float for a variance that all share, or a Tensor that broadcasts to ``mean``; at least 0, where 0 is a point
+        mass at the mean. A shared one is kept as a float, so that a step of a sampler makes no tensor for it; read
+        back it is a 0-d tensor on the host, which mixes with tensors of any device.
 
     Raises
     ------
@@ -53,48 +56,54 @@ class Gaussian:
         If ``var`` does not broadcast to ``mean``, or a variance readable on the host is negative.
     """
 
-    mean: Tensor
-    var: Tensor
+    __slots__ = ("_mean", "_var")
 
-    def __post_init__(self) -> None:
-        mean = self.mean if torch.is_tensor(self.mean) else torch.tensor(self.mean, dtype=torch.float64)
+    def __init__(self, mean: Tensor | float, var: Tensor | float) -> None:
+        if not isinstance(mean, Tensor):
+            mean = torch.tensor(mean, dtype=torch.float64)
         if not mean.is_floating_point():
             raise TypeError(f"mean of dtype {mean.dtype}: expected a floating-point tensor")
-        object.__setattr__(self, "mean", mean)
-        var = torch.as_tensor(self.var, dtype=mean.dtype)
-        if var.ndim and not _broadcasts(var, mean):
-            raise ValueError(
-                f"var of shape {tuple(var.shape)}: expected one that broadcasts to mean's {tuple(mean.shape)}"
-            )
-        if var.device.type == "cpu" and var.numel():
-            smallest = var.item() if var.ndim == 0 else var.min().item()
-            if not smallest >= 0:
-                raise ValueError(f"var = {smallest}: expected variances of at least 0 (a standard deviation?)")
-        object.__setattr__(self, "var", var)
+        self._mean = mean
+        self._var = var if type(var) is float and var >= 0 else _variance(var, mean)
+
+    @property
+    def mean(self) -> Tensor:
+        """The expectation, ``(batch, *event)``."""
+        return self._mean
+
+    @property
+    def var(self) -> Tensor:
+        """The variance of each coordinate, in the dtype of ``mean``; 0-d on the host where all share it."""
+        return self._var if isinstance(self._var, Tensor) else torch.tensor(self._var, dtype=self._mean.dtype)
+
+    def __repr__(self) -> str:
+        var = f"of shape {tuple(self._var.shape)}" if isinstance(self._var, Tensor) else f"{self._var:.6g}"
+        return f"Gaussian(mean of shape {tuple(self._mean.shape)}, var {var})"
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw mean + √var z, z ~ N(0, I). Shape of ``mean``. A variance of 0 shared by the batch draws nothing."""
-        if self.var.ndim == 0 and self.var.device.type == "cpu":
-            std = math.sqrt(self.var.item())
-            if std == 0.0:
-                return self.mean
-            return torch.add(self.mean, self._noise(generator), alpha=std)
-        return torch.addcmul(self.mean, self.var.sqrt(), self._noise(generator))
+        mean, var = self._mean, self._var
+        if not isinstance(var, Tensor) and var == 0.0:
+            return mean
+        # on the generator's device: the same numbers wherever the state lives
+        device = mean.device if generator is None else generator.device
+        z = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=device)
+        return self.from_noise(z if device == mean.device else z.to(mean.device))
 
-    def _noise(self, generator: torch.Generator | None) -> Tensor:
-        """Draw z ~ N(0, I) on the generator's device: the same numbers wherever the state lives."""
-        device = self.mean.device if generator is None else generator.device
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=device)
-        return noise.to(self.mean.device)
+    def from_noise(self, z: Tensor) -> Tensor:
+        """Return mean + √var z, the draw that belongs to the noise z. Book: [](#eq-reparameterization)."""
+        if isinstance(self._var, Tensor):
+            return torch.addcmul(self._mean, self._var.sqrt(), z)
+        return torch.add(self._mean, z, alpha=math.sqrt(self._var))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats, summed over the event: shape ``(batch,)``. A point mass has none: ``ValueError``."""
         var = self._positive_var()
-        return _sum_event(-0.5 * ((x - self.mean) ** 2 / var + torch.log(2 * math.pi * var)))
+        return _sum_event(-0.5 * ((x - self._mean) ** 2 / var + _log(2 * math.pi * var)))
 
     def entropy(self) -> Tensor:
         """½ log(2πe var) summed over the event, in nats: shape ``(batch,)``. Book: [entropy](#eq-gaussian-entropy)."""
-        return _sum_event((0.5 * torch.log(2 * math.pi * math.e * self._positive_var())).expand_as(self.mean))
+        return _sum_event(0.5 * _log(2 * math.pi * math.e * self._positive_var()) + torch.zeros_like(self._mean))
 
     def kl(self, other: Gaussian) -> Tensor:
         """KL(self ‖ other) in nats, summed over the event: shape ``(batch,)``.
@@ -102,16 +111,43 @@ class Gaussian:
         Source: Vilhes 8.5 (proof of 5), Li's KL slide. Book: [KL between Gaussians](#eq-kl-gaussians). Infinite if
         ``self`` is a point mass, undefined (``ValueError``) if ``other`` is one.
         """
-        other_var = other._positive_var()
-        excess = (self.var - other_var) / other_var  # r - 1 for the ratio r of variances: r - 1 - log r without loss
-        distance = (self.mean - other.mean) ** 2 / other_var
-        return _sum_event(0.5 * (distance + excess - torch.log1p(excess)))
+        var = other._positive_var()
+        excess = (self._var - var) / var  # r - 1 for the ratio r of variances: r - 1 - log r without loss
+        distance = (self._mean - other._mean) ** 2 / var
+        return _sum_event(0.5 * (distance + (excess - _log1p(excess))))
 
-    def _positive_var(self) -> Tensor:
-        var = self.var.to(self.mean.device)
-        if bool((var == 0).any()):
+    def _positive_var(self) -> Tensor | float:
+        """The variance, checked where the host can see it: a GPU would have to be waited for."""
+        if _on_host(self._var) and (bool((self._var == 0).any()) if torch.is_tensor(self._var) else self._var == 0):
             raise ValueError("var = 0: a point mass has no density; at s = 0 use the decoder term of the bound instead")
-        return var
+        return self._var
+
+
+def _variance(var: Tensor | float, mean: Tensor) -> Tensor | float:
+    """Return ``var`` as a float if all share it and the host can see it, else as a tensor beside ``mean``; checked."""
+    if torch.is_tensor(var):
+        if var.ndim and not _broadcasts(var, mean):
+            raise ValueError(
+                f"var of shape {tuple(var.shape)}: expected one that broadcasts to mean's {tuple(mean.shape)}"
+            )
+        smallest = var.min().item() if _on_host(var) and var.numel() else 0.0
+        shared = var.ndim == 0 and _on_host(var) and not var.requires_grad
+        var = var.item() if shared else var.to(device=mean.device, dtype=mean.dtype)
+    else:
+        var = smallest = float(var)
+    if not smallest >= 0:
+        raise ValueError(f"var = {smallest}: expected variances of at least 0 (a standard deviation?)")
+    return var
+
+
+def _log(value: Tensor | float) -> Tensor | float:
+    return value.log() if isinstance(value, Tensor) else math.log(value)
+
+
+def _log1p(value: Tensor | float) -> Tensor | float:
+    if isinstance(value, Tensor):
+        return value.log1p()
+    return math.log1p(value) if value > -1 else -math.inf
 
 
 def convolution(a: Gaussian, b: Gaussian) -> Gaussian:
@@ -135,7 +171,7 @@ def observe(prior: Gaussian, factor: float | Tensor, noise_var: float | Tensor, 
     Book: [Bayes' rule for Gaussians](#eq-gaussian-bayes). Both variances 0 is contradictory: ``ValueError``.
     """
     evidence = factor**2 * prior.var + noise_var
-    if bool((torch.as_tensor(evidence) == 0).any()):
+    if _on_host(evidence) and bool((torch.as_tensor(evidence) == 0).any()):
         raise ValueError("prior.var and noise_var are both 0: an exact prior cannot be updated by an exact observation")
     gain = factor * prior.var / evidence
     return Gaussian(prior.mean + gain * (y - factor * prior.mean), prior.var * noise_var / evidence)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ddpm_nb.arguments import whole_number
-from ddpm_nb.denoiser import Denoiser, predicted_noise
+from ddpm_nb.denoiser import Denoiser, check_process, predicted_noise
 from ddpm_nb.diffusion import GaussianDiffusion, weighted_sum
-from ddpm_nb.sampling import State, falling
+from ddpm_nb.kernels import State, decreasing_times
 
 __all__ = ["encode", "great_circle"]
 
@@ -29,19 +29,20 @@ def encode(
     ----------
     q, denoise : as for DDIM
     x_0 : the images, or whatever state belongs to the last of ``times``
-    times : those of the walk that is undone: falling
+    times : those of the walk that is undone: decreasing
     iterations : calls of the denoiser in each step
     """
-    times = falling(times)
+    times = decreasing_times(times)
+    check_process(q, denoise)
     whole_number("iterations", iterations, least=1)
     return _encode(q, denoise, x_0, times, iterations)
 
 
 def _encode(q: GaussianDiffusion, denoise: Denoiser, x: Tensor, times: list[int], iterations: int) -> Iterator[State]:
     for s, t in pairwise(reversed(times)):
-        level = q.schedule.at(s, t)
-        keep = level.alpha_between(s, t) ** 0.5
-        push = level.one_minus_alpha_bar(t) ** 0.5 - keep * level.one_minus_alpha_bar(s) ** 0.5
+        before, here = q.schedule.levels(s, t)
+        keep = here.signal / before.signal
+        push = here.noise - keep * before.noise
         with torch.no_grad():
             x_s, x = x, keep * x
             for _ in range(iterations):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddpm_nb.bound import BoundTerms, Decoder, prior_term, reconstruction_term
 from ddpm_nb.denoiser import EPS, Parameterization
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, weighted_sum
 from ddpm_nb.exact import CorrelatedGaussian, GaussianMixture
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.schedule import Time
@@ -68,7 +68,12 @@ def hutchinson(probe: Tensor) -> Trace:
 
 def signs(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw a probe for :func:`hutchinson`: independent −1 and 1, each as likely, of the shape and dtype of ``x``."""
-    return 2.0 * torch.randint(0, 2, x.shape, generator=generator).to(x) - 1.0
+    return 2.0 * torch.randint(0, 2, x.shape, generator=generator, device=_device(generator, x)).to(x) - 1.0
+
+
+def _device(generator: torch.Generator | None, x: Tensor) -> torch.device:
+    """Where to draw: with the generator, or where the data are."""
+    return x.device if generator is None else generator.device
 
 
 def by_heun(field: Field, x: Tensor, times: Tensor) -> Tensor:
@@ -134,7 +139,7 @@ def network_eps(
 
 def score_of_eps(sde: VPSDE, eps: Field) -> Field:
     """Return (x, u) ↦ −ε̂/√(1 − ᾱ(u)), u > 0. Book: [](#eq-s5-noise-score)."""
-    return lambda x, u: -eps(x, u) / math.sqrt(-math.expm1(sde.log_alpha_bar(u)))
+    return lambda x, u: -eps(x, u) / sde.level(u).noise
 
 
 def continuous_bound(
@@ -145,19 +150,15 @@ def continuous_bound(
     decoder: Decoder,
     generator: torch.Generator | None = None,
 ) -> BoundTerms:
-    """L_T + ½ ∫ E‖ε − ε̂‖² dγ + L_0 in nats, where γ(u) = log((1 − ᾱ)/ᾱ) rises: the bound of infinitely many steps.
+    """L_T + ½ ∫ E‖ε − ε̂‖² dγ + L_0 in nats, where γ(u) = −log SNR rises: the bound of infinitely many steps.
 
     One draw of x_u for each interval of ``times``, at its middle, is a row of ``steps``. The data are decoded at the
     first time, u > 0; the last is the prior's. Source: Kingma et al. 2021. Book: [](#eq-s5-vlb).
     """
 
-    def gamma(u: float) -> float:
-        lost = sde.log_alpha_bar(u)
-        return math.log(-math.expm1(lost)) - lost
-
     def noised(u: float) -> tuple[Tensor, Tensor]:
-        noise = Gaussian(torch.zeros_like(x_0), torch.ones(())).sample(generator)
-        return noise, GaussianDiffusion(observed(sde, [u])).diffuse(x_0, noise, 1)
+        level, noise = sde.level(u), Gaussian(torch.zeros_like(x_0), 1.0).sample(generator)
+        return noise, weighted_sum(level.signal, x_0, level.noise, noise)
 
     start, stop = times[0].item(), times[-1].item()
     first, whole = (GaussianDiffusion(observed(sde, [u])) for u in (start, stop))
@@ -170,7 +171,7 @@ def continuous_bound(
         for u, v in pairwise(times.tolist()):
             noise, x = noised((u + v) / 2)
             error = (noise - eps(x, (u + v) / 2)).square().flatten(1).sum(1)
-            steps.append(0.5 * (gamma(v) - gamma(u)) * error)
+            steps.append(0.5 * (sde.level(u).log_snr - sde.level(v).log_snr) * error)
         reconstruction = reconstruction_term(first, denoise, x_0, noised(start)[1], decoder)
         return BoundTerms(prior_term(whole, x_0), torch.stack(steps), reconstruction)
 
@@ -184,5 +185,5 @@ def dequantized(x_0: Tensor, levels: int, generator: torch.Generator | None = No
     if levels < 2:
         raise ValueError(f"levels = {levels}: expected at least 2")
     width = 2.0 / (levels - 1)
-    uniform = torch.rand(x_0.shape, generator=generator).to(x_0)
+    uniform = torch.rand(x_0.shape, generator=generator, device=_device(generator, x_0)).to(x_0)
     return x_0 + width * (uniform - 0.5), x_0[0].numel() * math.log(width)

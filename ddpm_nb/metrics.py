@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_nb.arguments import whole_number
+from ddpm_nb.precision import widest
 
 __all__ = [
     "Classifier",
@@ -24,6 +25,11 @@ __all__ = [
     "sliced_wasserstein",
     "train_classifier",
 ]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return ``x`` in the widest float of its device."""
+    return x.to(widest(x.device))
 
 
 class Classifier(nn.Module):
@@ -92,7 +98,7 @@ class Moments:
             raise ValueError(
                 f"features of shape {tuple(features.shape)}: expected (n, features) with at least two samples"
             )
-        features = features.double()
+        features = _wide(features)
         return cls(features.mean(0), torch.atleast_2d(torch.cov(features.mT)), len(features))  # 0-d for one feature
 
     def frechet_distance(self, other: Moments) -> float:
@@ -126,10 +132,10 @@ def precision_recall(real: Tensor, drawn: Tensor, neighbours: int = 3) -> tuple[
     whole_number("neighbours", neighbours, least=1)
     if min(len(real), len(drawn)) <= neighbours:
         raise ValueError(f"{len(real)} and {len(drawn)} features: expected more than neighbours = {neighbours} of each")
-    between = torch.cdist(drawn.double(), real.double())
-    radius = [torch.cdist(x.double(), x.double()).kthvalue(neighbours + 1).values for x in (real, drawn)]
-    precision = (between <= radius[0]).any(1).double().mean()
-    recall = (between <= radius[1][:, None]).any(0).double().mean()
+    between = torch.cdist(_wide(drawn), _wide(real))
+    radius = [torch.cdist(_wide(x), _wide(x)).kthvalue(neighbours + 1).values for x in (real, drawn)]
+    precision = (between <= radius[0]).any(1).float().mean()
+    recall = (between <= radius[1][:, None]).any(0).float().mean()
     return precision.item(), recall.item()
 
 
@@ -141,8 +147,8 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     n, m = len(a), len(b)
     if min(n, m) < 2:
         raise ValueError(f"{n} and {m} samples: expected at least two of each")
-    between = torch.cdist(a.double(), b.double()).mean()
-    within = [torch.cdist(x.double(), x.double()).sum() / (len(x) * (len(x) - 1)) for x in (a, b)]
+    between = torch.cdist(_wide(a), _wide(b)).mean()
+    within = [torch.cdist(_wide(x), _wide(x)).sum() / (len(x) * (len(x) - 1)) for x in (a, b)]
     return float(2 * between - within[0] - within[1])
 
 
@@ -158,8 +164,8 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: Tensor) -> float:
             f"samples of shape {tuple(a.shape)} and {tuple(b.shape)}, directions of shape {tuple(directions.shape)}: "
             "expected (n, d), the same (n, d) and (k, d)"
         )
-    across = F.normalize(directions.double(), dim=1).mT
-    ranked = [(x.double() @ across).sort(dim=0).values for x in (a, b)]
+    across = F.normalize(_wide(directions), dim=1).mT
+    ranked = [(_wide(x) @ across).sort(dim=0).values for x in (a, b)]
     return float((ranked[0] - ranked[1]).square().mean().sqrt())
 
 

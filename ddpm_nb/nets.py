@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_nb.arguments import whole_number
+from ddpm_nb.registry import Registry
 
-__all__ = ["MLP", "UNet", "flops_per_image", "image_unet", "time_embedding"]
+__all__ = ["MLP", "NETWORKS", "UNet", "flops_per_image", "image_unet", "time_embedding"]
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
@@ -125,13 +126,6 @@ class UNet(nn.Module):
                 f"image_size = {image_size}: expected a multiple of {patch * 2 ** (len(widths) - 1)}, "
                 f"for patches of {patch} and {len(widths)} levels"
             )
-        self.config = {
-            "image_size": image_size,
-            "channels": channels,
-            "widths": list(widths),
-            "blocks": blocks,
-            "patch": patch,
-        }
         self.event = (channels, image_size, image_size)
         self.patch = patch
         self.time_features = 64
@@ -173,16 +167,18 @@ def _members(modules: nn.Module) -> Iterator[nn.Module]:
     return modules.children()
 
 
-def image_unet(side: int) -> UNet:
-    """Return the untrained network that the book trains on grey images of 8 × 8 or 28 × 28 pixels.
+def image_unet(channels: int, side: int) -> UNet:
+    """Return the untrained U-Net that the book trains: from 16 pixels on wider, and on blocks of 2 × 2.
 
-    Raises ``ValueError`` for another side.
+    Raises ``ValueError`` for a side that it cannot halve: it takes even ones, and multiples of 4 from 16 on.
     """
-    if side == 8:
-        return UNet(side, widths=(32, 64))
-    if side == 28:
-        return UNet(side, widths=(64, 128), patch=2)
-    raise ValueError(f"side = {side}: expected 8 or 28; for other images choose the sizes of a UNet")
+    if side < 16:
+        return UNet(side, channels, widths=(32, 64))
+    return UNet(side, channels, widths=(64, 128), patch=2)
+
+
+NETWORKS: Registry[Callable[[int, int], nn.Module]] = Registry("network", {"unet": image_unet})
+"""(channels, side of an image) ↦ an untrained network ``(x_t, t) -> y``, by the names in recipes and checkpoints."""
 
 
 def flops_per_image(network: nn.Module, event: tuple[int, ...]) -> int:
@@ -207,7 +203,7 @@ class MLP(nn.Module):
 
     def __init__(self, d: int = 2, width: int = 128, depth: int = 3) -> None:
         super().__init__()
-        self.config = {"d": d, "width": width, "depth": whole_number("depth", depth, least=1)}
+        whole_number("depth", depth, least=1)
         self.d, self.width = d, width
         self.inward = nn.Linear(d, width)
         self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))

@@ -12,13 +12,26 @@ from torch import Tensor, nn
 
 from ddpm_nb.arguments import choose
 from ddpm_nb.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from ddpm_nb.denoiser import NetworkDenoiser, Parameterization, parameterization
+from ddpm_nb.denoiser import PARAMETERIZATIONS, NetworkDenoiser, Parameterization
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.metrics import Classifier, Moments
-from ddpm_nb.nets import UNet
-from ddpm_nb.schedule import SCHEDULES
+from ddpm_nb.metrics import Classifier, Moments, train_classifier
+from ddpm_nb.nets import NETWORKS
+from ddpm_nb.schedule import NoiseSchedule
 
-__all__ = ["FeatureSpace", "Model", "export_features", "export_model", "load_features", "load_model", "model_state"]
+__all__ = [
+    "FeatureSpace",
+    "Model",
+    "export_features",
+    "export_model",
+    "feature_space",
+    "load_features",
+    "load_model",
+    "model_state",
+    "shipped_models",
+    "train_features",
+]
+
+Labelled = tuple[Tensor, Tensor]  # images and their labels
 
 _WEIGHTS = Path(__file__).parent / "weights"
 _SHIPPED = {path.stem: path for path in sorted(_WEIGHTS.glob("*.safetensors"))}
@@ -34,6 +47,7 @@ class Model:
     network : averaged weights, in eval mode, on the CPU
     parameterization : EPS, X0, V or SCORE
     q : the forward process
+    event : shape of an image, ``(channels, side, side)``
     dataset : name of the training data
     step : optimization steps behind the weights
     """
@@ -41,6 +55,7 @@ class Model:
     network: nn.Module
     parameterization: Parameterization
     q: GaussianDiffusion
+    event: tuple[int, ...]
     dataset: str
     step: int
 
@@ -50,14 +65,27 @@ class Model:
         return NetworkDenoiser(self.network, self.parameterization, self.q)
 
 
-def model_state(network: nn.Module, schedule: str, T: int, target: Parameterization, dataset: str) -> dict[str, Any]:
-    """Return the description of a model that a checkpoint must hold, beside the weights, for :func:`load_model`."""
-    choose("schedule", schedule, SCHEDULES)
+def model_state(
+    network: str, event: tuple[int, ...], parameterization: str, q: GaussianDiffusion, dataset: str
+) -> dict[str, Any]:
+    """Return the description of a model that a checkpoint must hold, beside the weights, for :func:`load_model`.
+
+    The noise schedule is stored as its table, so that nothing hangs on what a name means later.
+
+    Parameters
+    ----------
+    network, parameterization : their names in ``NETWORKS`` and ``PARAMETERIZATIONS``; ``ValueError`` for others
+    event : shape of an image, ``(channels, side, side)``
+    q : the forward process
+    dataset : name of the training data
+    """
+    choose("network", network, NETWORKS)
+    choose("parameterization", parameterization, PARAMETERIZATIONS)
     return {
-        "network": network.config,
-        "schedule": schedule,
-        "T": T,
-        "parameterization": target.name,
+        "network": network,
+        "event": list(event),
+        "log_alpha_bars": q.schedule.log_alpha_bars,
+        "parameterization": parameterization,
         "dataset": dataset,
     }
 
@@ -74,11 +102,16 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     """
     state = _state(source, _SHIPPED, "a model", ("model", "ema", "step"))
     about = state["model"]
-    network = UNet(**about["network"])
+    try:
+        build, target = NETWORKS[about["network"]], PARAMETERIZATIONS[about["parameterization"]]
+    except ValueError as error:
+        raise CheckpointError(f"{source}: {error}; register yours before loading, as ddpm_nb.registry says") from error
+    channels, side, _ = about["event"]
+    network = build(channels, side)
     network.load_state_dict(state["ema"]["network"])
-    q = GaussianDiffusion(choose("schedule", about["schedule"], SCHEDULES)(about["T"]))
-    target = parameterization(about["parameterization"])
-    return Model(network.eval().requires_grad_(False), target, q, about["dataset"], state["step"])
+    q = GaussianDiffusion(NoiseSchedule(about["log_alpha_bars"]))
+    event = tuple(about["event"])
+    return Model(network.eval().requires_grad_(False), target, q, event, about["dataset"], state["step"])
 
 
 def export_model(checkpoint: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
@@ -123,6 +156,29 @@ def export_features(space: FeatureSpace, path: str | os.PathLike[str]) -> Path:
     return save_checkpoint(path, state)
 
 
+def shipped_models() -> tuple[str, ...]:
+    """Return the names of the models that come with the package."""
+    return tuple(_SHIPPED)
+
+
+def train_features(train: Labelled, test: Labelled, epochs: int, seed: int, few: int | None = None) -> FeatureSpace:
+    """Train a classifier, on the first ``few`` images if that is given, and measure the real images in its features.
+
+    ``train`` and ``test`` are images ``(n, channels, side, side)`` in [−1, 1] with their labels ``(n,)``.
+    """
+    (images, labels), (held_out, truth) = train, test
+    classifier = train_classifier(images[:few], labels[:few], epochs=epochs, seed=seed)
+    with torch.no_grad():
+        accuracy = (classifier(held_out).argmax(1) == truth).double().mean().item()
+        real, other = (Moments.of(classifier.features(x)) for x in (images, held_out))
+    return FeatureSpace(classifier, real, other, accuracy)
+
+
+def feature_space(dataset: str, train: Labelled, test: Labelled, epochs: int, seed: int, few: int) -> FeatureSpace:
+    """Return the features shipped for a data set, or, where there are none, those of :func:`train_features`."""
+    return load_features(dataset) if dataset in _FEATURES else train_features(train, test, epochs, seed, few)
+
+
 def load_features(source: str | os.PathLike[str]) -> FeatureSpace:
     """Return the features of a data set by name ('digits', 'fashion_mnist'), or of a file. Every byte is verified.
 
@@ -146,7 +202,10 @@ def _state(
     """Return what a shipped file, by its name, or the file ``source`` holds; a word that is neither is refused."""
     path = shipped.get(str(source), Path(source))
     if path == Path(source) and not path.suffix:
-        choose("source", str(source), shipped)
+        try:
+            choose("source", str(source), shipped)
+        except ValueError as error:
+            raise ValueError(f"{error}, or the path of a file; chapter 6 and python -m ddpm_nb train make one") from None
     state = load_checkpoint(path)
     missing = [key for key in keys if key not in state]
     if missing:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import os
+import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm_nb.arguments import choose, whole_number
 from ddpm_nb.checkpoint import CheckpointError, load_checkpoint
 from ddpm_nb.data import DATASETS
-from ddpm_nb.denoiser import Parameterization, parameterization
+from ddpm_nb.denoiser import PARAMETERIZATIONS, Parameterization
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.nets import UNet, image_unet
+from ddpm_nb.nets import NETWORKS
+from ddpm_nb.precision import default_device, memory_format_for, precision_for
 from ddpm_nb.pretrained import model_state
 from ddpm_nb.schedule import SCHEDULES
-from ddpm_nb.training import Ema, Learner, Step, train, warmup_rate
+from ddpm_nb.training import Ema, Learner, Objective, Plan, Step, train, warmup_rate
 from ddpm_nb.weighting import STEP_DRAWS, WEIGHTINGS
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Recipe"]
+
+_LARGEST_PRIOR_GAP = 1e-3  # nats for each pixel, 0.0014 bits
 
 
 @dataclass(frozen=True)
@@ -33,23 +38,27 @@ class Recipe:
 
     Parameters
     ----------
-    dataset : 'digits', 'fashion_mnist' or 'mnist'
+    dataset, network, schedule, parameterization, weighting, step_draw : names in ``DATASETS``, ``NETWORKS``,
+        ``SCHEDULES``, ``PARAMETERIZATIONS``, ``WEIGHTINGS``, ``STEP_DRAWS``; your own by their ``register``
     steps : optimization steps of the whole run
     batch_size : images of a step, over all processes and microbatches together
     learning_rate : at its highest, after the warm-up
     warmup : steps until then
-    schedule, T : of the noise
-    parameterization : what the network predicts: 'eps', 'x_0', 'v' or 'score'
-    weighting : how much each noise level counts: 'simple', 'bound' or 'min_snr'
-    step_draw : 'uniform' or 'stratified'
+    T : steps of the diffusion
     ema_decay : highest decay of the moving average
-    mixed_precision : 'no', 'bf16' or 'fp16'
+    mixed_precision : 'no', 'bf16', 'fp16', or 'auto': the fastest that is safe, see :meth:`on`
+    compiled : whether torch.compile fuses the network's operations: a minute to start, worth it in long runs on a GPU
     seed : of the first weights and of every draw
 
     Raises
     ------
     ValueError, TypeError
         If a name is unknown, the nearest named, or a number is out of range.
+
+    Warns
+    -----
+    UserWarning
+        If the schedule ends before the data are noise: samplers begin with pure noise, which the network never saw.
     """
 
     dataset: str = "digits"
@@ -57,24 +66,36 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 2e-3
     warmup: int = 50
+    network: str = "unet"
     schedule: str = "cosine"
     T: int = 1000
     parameterization: str = "eps"
     weighting: str = "simple"
     step_draw: str = "stratified"
     ema_decay: float = 0.998
-    mixed_precision: str = "no"
+    mixed_precision: str = "auto"
+    compiled: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choose("dataset", self.dataset, DATASETS)
-        choose("schedule", self.schedule, SCHEDULES)
-        choose("weighting", self.weighting, WEIGHTINGS)
-        choose("step_draw", self.step_draw, STEP_DRAWS)
-        choose("mixed_precision", self.mixed_precision, dict.fromkeys(("no", "bf16", "fp16")))
-        parameterization(self.parameterization)
+        for registry in (DATASETS, NETWORKS, SCHEDULES, PARAMETERIZATIONS, WEIGHTINGS, STEP_DRAWS):
+            choose(registry.kind, getattr(self, registry.kind), registry)
+        choose("mixed_precision", self.mixed_precision, dict.fromkeys(("auto", "no", "bf16", "fp16")))
         for name, least in {"steps": 1, "batch_size": 1, "warmup": 0, "T": 2, "seed": 0}.items():
             whole_number(name, getattr(self, name), least=least)
+        end = self.q.schedule.level(self.T)
+        gap = -0.5 * math.log(end.noise_var)  # L_T of a pixel at ±1
+        if gap > _LARGEST_PRIOR_GAP:
+            warnings.warn(
+                f"schedule = {self.schedule!r}, T = {self.T}: the chain ends with √ᾱ_T = {end.signal:.3g} of the signal, "
+                f"so that L_T is up to {gap:.2g} nats for each pixel; expected less than {_LARGEST_PRIOR_GAP:g}. "
+                "Samples will begin with noise that the network never saw",
+                stacklevel=3,
+            )
+
+    def on(self, device: torch.device) -> Recipe:
+        """Return the recipe with its precision decided for ``device``: what a run and its checkpoint then hold."""
+        return replace(self, mixed_precision=precision_for(device)) if self.mixed_precision == "auto" else self
 
     @property
     def q(self) -> GaussianDiffusion:
@@ -84,38 +105,45 @@ class Recipe:
     @property
     def target(self) -> Parameterization:
         """What the network predicts."""
-        return parameterization(self.parameterization)
+        return PARAMETERIZATIONS[self.parameterization]
 
-    def network(self) -> UNet:
-        """Return the untrained network, a function of the seed."""
+    @property
+    def objective(self) -> Objective:
+        """What is minimized."""
+        return Objective(self.q, self.target, WEIGHTINGS[self.weighting], STEP_DRAWS[self.step_draw])
+
+    def plan(self, microbatches: int = 1) -> Plan:
+        """Return how it is minimized, in so many parts of a batch."""
+        rate = warmup_rate(self.learning_rate, min(self.warmup, self.steps - 1), self.steps)
+        return Plan(self.steps, self.batch_size, rate, self.seed, microbatches)
+
+    def untrained(self) -> nn.Module:
+        """Return the network before the first step, a function of the seed."""
+        card = DATASETS[self.dataset]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return image_unet(DATASETS[self.dataset].side)
+            return NETWORKS[self.network](card.channels, card.side)
+
+    def accelerator(self) -> Accelerator:
+        """Return the accelerator of a run, in its precision, compiled or not. It fixes both for the whole process."""
+        from accelerate import Accelerator  # seconds to import, needed here only
+
+        return Accelerator(
+            mixed_precision=self.on(default_device()).mixed_precision,
+            dynamo_backend="inductor" if self.compiled else None,
+        )
 
     def learner(self, device: torch.device | str = "cpu") -> Learner:
         """Return the network on ``device``, its optimizer and its moving average, before the first step."""
-        network = self.network().to(device)
+        device = torch.device(device)
+        network = self.untrained().to(device).to(memory_format=memory_format_for(device))  # type: ignore[call-overload]
         return Learner(network, torch.optim.AdamW(network.parameters(), weight_decay=0.0), Ema(network, self.ema_decay))
 
     def run(self, learner: Learner, images: Tensor, accelerator: Accelerator, microbatches: int = 1) -> Iterator[Step]:
         """Yield the steps that are left to ``learner``, which is kept up to date: its average and its losses, too."""
         network, optimizer = accelerator.prepare(learner.network, learner.optimizer)
-        run = train(
-            network,
-            optimizer,
-            self.q,
-            images,
-            steps=self.steps,
-            start=len(learner.losses),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            rate=warmup_rate(self.learning_rate, min(self.warmup, self.steps - 1), self.steps),
-            parameterization=self.target,
-            weighting=WEIGHTINGS[self.weighting],
-            draw_steps=STEP_DRAWS[self.step_draw],
-            microbatches=microbatches,
-            accelerator=accelerator,
-        )
+        plan = self.plan(microbatches)
+        run = train(network, optimizer, self.objective, images, plan, len(learner.losses), accelerator)
         for step in run:
             learner.ema.update(learner.network)
             learner.losses.append(step.loss)
@@ -123,7 +151,7 @@ class Recipe:
 
     def state(self, learner: Learner) -> dict[str, Any]:
         """Return what a checkpoint of this run holds: the recipe, the model's description, the learner."""
-        about = model_state(learner.network, self.schedule, self.T, self.target, self.dataset)
+        about = model_state(self.network, DATASETS[self.dataset].event, self.parameterization, self.q, self.dataset)
         return {"recipe": asdict(self), "model": about, **learner.state_dict()}
 
     def resume(self, learner: Learner, path: str | os.PathLike[str]) -> None:

@@ -1,4 +1,4 @@
-"""Chapter 2. The noise schedule: one table, log ᾱ_t for t = 0..T, from which everything else follows.
+"""Chapter 2. The noise schedule: one table, log ᾱ_t for t = 0..T, and the noise level that it gives each step.
 
 Index 0 is the clean data (ᾱ_0 = 1) and the steps are 1..T. Differences of log ᾱ give one step or many; expm1 gives
 1 − ᾱ without the cancellation that a cumulative product suffers near t = 0.
@@ -9,87 +9,109 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, overload
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddpm_nb.arguments import whole_number
+from ddpm_nb.precision import widest
+from ddpm_nb.registry import Registry
 
 __all__ = [
     "SCHEDULES",
-    "Levels",
+    "Level",
     "NoiseSchedule",
-    "PlainLevels",
     "Time",
+    "Variance",
+    "added_var",
     "coefficient",
     "cosine_schedule",
     "linear_schedule",
 ]
 
 Time = int | Tensor  # a step for the whole batch, or an integer tensor (batch,)
-Number = TypeVar("Number", float, Tensor)
+Number = float | Tensor
 
 
-class Levels(Generic[Number]):
-    """What follows from log ᾱ_t, written once for float64 tensors and for plain floats.
+@dataclass(frozen=True, eq=False, slots=True)
+class Level:
+    """How much of x_t = signal x_0 + noise ε is signal and how much is noise. Book: [](#eq-marginal).
 
-    :class:`NoiseSchedule` answers with tensors, :class:`PlainLevels` with floats.
-    """
-
-    _exp: Callable[[Number], Number]
-    _expm1: Callable[[Number], Number]
-
-    def log_alpha_bar(self, t: Time) -> Number:
-        """Log of the signal power left after t steps; 0 at t = 0."""
-        raise NotImplementedError
-
-    def alpha_bar(self, t: Time) -> Number:
-        """ᾱ_t, the signal power left after t steps; 1 at t = 0."""
-        return self._exp(self.log_alpha_bar(t))
-
-    def one_minus_alpha_bar(self, t: Time) -> Number:
-        """1 − ᾱ_t, the noise power after t steps, accurate to rounding where ᾱ_t is near 1; 0 at t = 0."""
-        return 0.0 - self._expm1(self.log_alpha_bar(t))  # not -expm1: a zero with a minus sign makes SNR_0 = −∞
-
-    def alpha_between(self, s: Time, t: Time) -> Number:
-        """ᾱ_t / ᾱ_s, the part of the signal power at step s that is left at step t ≥ s."""
-        return self._exp(self.log_alpha_bar(t) - self.log_alpha_bar(s))
-
-    def beta_between(self, s: Time, t: Time) -> Number:
-        """1 − ᾱ_t / ᾱ_s, the variance added between steps s and t ≥ s."""
-        return -self._expm1(self.log_alpha_bar(t) - self.log_alpha_bar(s))
-
-    def posterior_var(self, s: Time, t: Time) -> Number:
-        """Variance of x_s given x_t and x_0; β̃_t for s = t − 1. Book: [posterior variance](#eq-posterior-var)."""
-        return self.beta_between(s, t) * self.one_minus_alpha_bar(s) / self.one_minus_alpha_bar(t)
-
-
-@dataclass(frozen=True, eq=False)
-class PlainLevels(Levels[float]):
-    """The levels of a schedule as Python's floats: a sampler's step costs a few operations on numbers, not on tensors.
-
-    Steps are ints only; ``ValueError`` for one out of range.
-    """
-
-    table: Sequence[float]
-    _exp = staticmethod(math.exp)
-    _expm1 = staticmethod(math.expm1)
-
-    def log_alpha_bar(self, t: Time) -> float:
-        """Log of the signal power left after t steps; 0 at t = 0."""
-        return self.table[_whole_step("t", t, 0, len(self.table) - 1)]
-
-
-@dataclass(frozen=True, eq=False)
-class NoiseSchedule(Levels[Tensor]):
-    r"""ᾱ_t = ∏_{i≤t} (1 − β_i), kept as log ᾱ_t in float64. Book: [cumulative signal](#eq-alpha-bar).
-
-    Every method takes a step (int, or an integer tensor ``(batch,)``) and returns float64 of that shape.
+    Floats for one step, tensors ``(batch,)`` for a step of each sample. ``noise_var`` is kept beside its root: squared
+    back it would be off by rounding, and the posterior at s = 0 would not be exact.
 
     Parameters
     ----------
-    log_alpha_bars : Tensor ``(T + 1,)``
+    signal : √ᾱ
+    noise : √(1 − ᾱ)
+    noise_var : 1 − ᾱ
+    log_alpha_bar : log ᾱ
+    """
+
+    signal: Any
+    noise: Any
+    noise_var: Any
+    log_alpha_bar: Any
+
+    @classmethod
+    def of(cls, log_alpha_bar: Number) -> Level:
+        """Return the level at which log ᾱ is ``log_alpha_bar``, a float or a tensor."""
+        compute: Any = _functions(log_alpha_bar)
+        noise_var = 0.0 - compute.expm1(log_alpha_bar)  # not -expm1: a zero with a minus sign makes SNR_0 = −∞
+        return cls(compute.exp(log_alpha_bar / 2), compute.sqrt(noise_var), noise_var, log_alpha_bar)
+
+    @property
+    def alpha_bar(self) -> Any:
+        """ᾱ, the part of the power that is signal."""
+        return _functions(self.log_alpha_bar).exp(self.log_alpha_bar)
+
+    @property
+    def snr(self) -> Any:
+        """ᾱ/(1 − ᾱ), the signal-to-noise ratio; infinite at t = 0. Book: [SNR](#eq-snr)."""
+        return math.inf if self._is_clean else self.alpha_bar / self.noise_var
+
+    @property
+    def log_snr(self) -> Any:
+        """Log of the signal-to-noise ratio, in nats."""
+        return math.inf if self._is_clean else self.log_alpha_bar - _functions(self.noise_var).log(self.noise_var)
+
+    @property
+    def sigma(self) -> Any:
+        """σ̃ = √((1 − ᾱ)/ᾱ), the noise beside a signal of weight 1."""
+        return self.noise / self.signal
+
+    @property
+    def _is_clean(self) -> bool:
+        return not torch.is_tensor(self.noise_var) and self.noise_var == 0
+
+
+Variance = Callable[[Level, Level], Any]
+"""(level before, level here) → σ², the variance of a step back from here to before: floats, or tensors ``(batch,)``."""
+
+
+def added_var(before: Level, here: Level) -> Any:
+    """1 − ᾱ_t/ᾱ_s, the variance added between the levels of s and t ≥ s; β_t for s = t − 1."""
+    lost = here.log_alpha_bar - before.log_alpha_bar
+    return -_functions(lost).expm1(lost)
+
+
+def _functions(value: Number) -> Any:
+    """The module whose ``exp`` and ``log`` take ``value``."""
+    return torch if isinstance(value, Tensor) else math
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    r"""ᾱ_t = ∏_{i≤t} (1 − β_i), kept as log ᾱ_t in float64. Book: [cumulative signal](#eq-alpha-bar).
+
+    A step is an int, or an integer tensor ``(batch,)``. :meth:`level` answers with floats or tensors, as the step is;
+    the symbols ``alpha_bar``, ``alpha``, ``beta`` and ``snr`` always with a float64 tensor of the step's shape.
+
+    Parameters
+    ----------
+    log_alpha_bars : Tensor ``(T + 1,)``, float64 on the host
         log ᾱ_t for t = 0..T: starts at 0, falls strictly.
 
     Raises
@@ -97,23 +119,19 @@ class NoiseSchedule(Levels[Tensor]):
     ValueError
         If the table does not start at 0 or does not fall strictly; by every method if a step is out of range.
     TypeError
-        If a step is not an integer.
+        If the table is no float64 tensor, or a step is not an integer.
     """
 
     log_alpha_bars: Tensor
-    _exp = staticmethod(torch.exp)
-    _expm1 = staticmethod(torch.expm1)
 
     def __post_init__(self) -> None:
-        table = torch.as_tensor(self.log_alpha_bars, dtype=torch.float64, device="cpu").detach()
+        table = self.log_alpha_bars
+        if not torch.is_tensor(table) or table.dtype != torch.float64 or table.device.type != "cpu":
+            raise TypeError("log_alpha_bars: expected a float64 tensor on the CPU; from_betas takes any numbers")
         if table.ndim != 1 or len(table) < 2:
             raise ValueError(f"log_alpha_bars of shape {tuple(table.shape)}: expected (T + 1,) with T at least 1")
         if table[0] != 0 or not bool((table.diff() < 0).all()) or not bool(torch.isfinite(table).all()):
             raise ValueError("log_alpha_bars: expected finite values that start at 0 (ᾱ_0 = 1) and fall strictly")
-        object.__setattr__(self, "log_alpha_bars", table)
-        object.__setattr__(self, "_copies", {"cpu": table})
-        object.__setattr__(self, "_entries", table.unbind())
-        object.__setattr__(self, "_plain", PlainLevels(table.tolist()))
 
     @classmethod
     def from_betas(cls, betas: Tensor | Sequence[float]) -> NoiseSchedule:
@@ -130,76 +148,98 @@ class NoiseSchedule(Levels[Tensor]):
     @property
     def T(self) -> int:
         """Number of steps."""
-        return len(self._entries) - 1  # type: ignore[attr-defined]
+        return len(self._levels) - 1
 
-    def log_alpha_bar(self, t: Time) -> Tensor:
-        """Log of the signal power left after t steps; 0 at t = 0."""
-        step = self._step("t", t, least=0)
-        # A sampler asks some twenty times per step: an entry made beforehand costs a tenth of indexing the table.
-        return self._entries[step] if isinstance(step, int) else self._table(t)[step]  # type: ignore[attr-defined]
+    def level(self, t: Time) -> Level:
+        """Return the noise level of step t."""
+        if type(t) is int and 0 <= t < len(self._levels):
+            return self._levels[t]
+        return self._levels_of("t", t, least=0)
 
-    @overload
-    def at(self, s: int, t: int) -> Levels[float]: ...
+    def levels(self, s: Time, t: Time) -> tuple[Level, Level]:
+        """Return the levels of an earlier step s and a later one t; ``ValueError`` unless s < t."""
+        if type(s) is int and type(t) is int and 0 <= s < t < len(self._levels):
+            return self._levels[s], self._levels[t]
+        before, here = self._levels_of("s", s, least=0), self._levels_of("t", t, least=0)
+        _check_order(s, t)
+        return before, here
 
-    @overload
-    def at(self, s: Time, t: Time) -> Levels[float] | Levels[Tensor]: ...
-
-    def at(self, s: Time, t: Time) -> Levels[float] | Levels[Tensor]:
-        """Return the levels to compute with for a step from t to s: plain floats where both are ints."""
-        return self if torch.is_tensor(s) or torch.is_tensor(t) else self._plain  # type: ignore[attr-defined]
+    def alpha_bar(self, t: Time) -> Tensor:
+        """ᾱ_t, the signal power left after t steps; 1 at t = 0."""
+        return _float64(self.level(t).alpha_bar)
 
     def alpha(self, t: Time) -> Tensor:
         """α_t = 1 − β_t, for t ≥ 1."""
-        return self.alpha_between(self._step("t", t, least=1) - 1, t)
+        before, here = self._step(t)
+        return _float64(Level.of(here.log_alpha_bar - before.log_alpha_bar).alpha_bar)
 
     def beta(self, t: Time) -> Tensor:
         """β_t, the variance added in step t, for t ≥ 1."""
-        return self.beta_between(self._step("t", t, least=1) - 1, t)
+        return _float64(added_var(*self._step(t)))
 
     def snr(self, t: Time) -> Tensor:
-        """ᾱ_t / (1 − ᾱ_t), the signal-to-noise ratio; infinite at t = 0. Book: [SNR](#eq-snr)."""
-        return self.alpha_bar(t) / self.one_minus_alpha_bar(t)
+        """ᾱ_t/(1 − ᾱ_t), the signal-to-noise ratio; infinite at t = 0. Book: [SNR](#eq-snr)."""
+        return _float64(self.level(t).snr)
 
-    def log_snr(self, t: Time) -> Tensor:
-        """Log of the signal-to-noise ratio, in nats."""
-        return self.log_alpha_bar(t) - self.one_minus_alpha_bar(t).log()
+    def _step(self, t: Time) -> tuple[Level, Level]:
+        """Return the levels of t − 1 and t ≥ 1."""
+        here = self._levels_of("t", t, least=1)
+        return self.level(t - 1), here
 
-    def _table(self, t: Time) -> Tensor:
-        """Return the table where ``t`` lives, copied there once; MPS has no float64 and is served from the host."""
-        copies: dict[str, Tensor] = self._copies  # type: ignore[attr-defined]
-        device = str(t.device) if torch.is_tensor(t) and t.device.type != "mps" else "cpu"
-        if device not in copies:
-            copies[device] = self.log_alpha_bars.to(device)
-        return copies[device]
+    @cached_property
+    def _levels(self) -> list[Level]:
+        """The levels of all steps, as floats: a sampler's step then costs operations on numbers, not on tensors."""
+        return [Level.of(log) for log in self.log_alpha_bars.tolist()]
 
-    def _step(self, name: str, t: Time, least: int) -> Time:
-        """Return ``t`` as an index, checked where that does not make the host wait for a GPU."""
+    @cached_property
+    def _tables(self) -> dict[torch.device, Tensor]:
+        """The table on every device that was asked for."""
+        return {self.log_alpha_bars.device: self.log_alpha_bars}
+
+    def _levels_of(self, name: str, t: Time, least: int) -> Level:
+        """Return the levels of ``t``, checked where that does not make the host wait for a GPU."""
         if not torch.is_tensor(t):
-            return _whole_step(name, t, least, self.T)
+            step = whole_number(name, t, least=least)
+            if step > self.T:
+                raise ValueError(f"{name} = {t}: expected a step from {least} to T = {self.T}")
+            return self._levels[step]
         if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
             raise TypeError(f"{name} of dtype {t.dtype}: expected an integer tensor of steps")
-        if t.device.type == "mps":
-            t = t.cpu()
         if t.device.type == "cpu" and t.numel():
             low, high = int(t.min()), int(t.max())
             if low < least or high > self.T:
                 wrong = low if low < least else high
                 raise ValueError(f"{name} contains {wrong}: expected steps from {least} to T = {self.T}")
-        return t.long()
+        if t.device not in self._tables:
+            self._tables[t.device] = self.log_alpha_bars.to(t.device, widest(t.device))
+        return Level.of(self._tables[t.device][t.long()])
 
 
-def _whole_step(name: str, t: object, least: int, T: int) -> int:
-    if type(t) is int and least <= t <= T:
-        return t
-    step = whole_number(name, t, least=least)
-    if step > T:
-        raise ValueError(f"{name} = {t}: expected a step from {least} to T = {T}")
-    return step
+def _float64(value: Number) -> Tensor:
+    return value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
+
+
+def _check_order(s: Time, t: Time) -> None:
+    if torch.is_tensor(s) or torch.is_tensor(t):
+        if any(torch.is_tensor(time) and time.device.type != "cpu" for time in (s, t)):
+            return  # reading a GPU's steps would make the host wait for it
+        if bool((torch.as_tensor(s) >= torch.as_tensor(t)).any()):
+            raise ValueError(f"s = {s}, t = {t}: expected s < t for every sample, the earlier step first")
+    elif s >= t:
+        raise ValueError(f"s = {s}, t = {t}: expected s < t, the earlier step first")
 
 
 def linear_schedule(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> NoiseSchedule:
-    """β_t on a line from β_1 to β_T (Ho et al. 2020; Vilhes 5.2). Book: [linear schedule](#eq-linear-schedule)."""
+    """β_t on a line from β_1 to β_T (Ho et al. 2020; Vilhes 5.2). Book: [linear schedule](#eq-linear-schedule).
+
+    The ends are those of one step, so that for another T they give another amount of noise: see :data:`SCHEDULES`.
+    """
     return NoiseSchedule.from_betas(torch.linspace(beta_1, beta_T, whole_number("T", T, least=1), dtype=torch.float64))
+
+
+def _linear_shape(T: int) -> NoiseSchedule:
+    """β_t on a line from 0.1/T to 20/T: the linear schedule of T = 1000, at any T from 21 on."""
+    return linear_schedule(whole_number("T", T, least=21), 0.1 / T, 20 / T)
 
 
 def cosine_schedule(T: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
@@ -214,19 +254,19 @@ def cosine_schedule(T: int = 1000, offset: float = 0.008, max_beta: float = 0.99
     return NoiseSchedule.from_betas((1 - signal[1:] / signal[:-1]).clamp(max=max_beta))
 
 
-SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule}
-"""The schedules by the names that notebooks and checkpoints use."""
+SCHEDULES: Registry[Callable[[int], NoiseSchedule]] = Registry(
+    "schedule", {"linear": _linear_shape, "cosine": cosine_schedule}
+)
+"""T ↦ the schedule of a shape with T steps, by name. A shape ends with the same noise at every T."""
 
 
-def coefficient(value: float | Tensor, x: Tensor) -> float | Tensor:
-    """Make a schedule's value multiply ``x`` ``(batch, *event)``: a float, or shape ``(batch, 1, ..)`` in x's dtype.
+def coefficient(value: Any, x: Tensor) -> Any:
+    """Make a number of each sample multiply ``x`` ``(batch, *event)``: shape ``(batch, 1, ..)`` in x's dtype.
 
-    The arithmetic before this point is float64; the cast comes last.
+    A float stays as it is. The arithmetic before this point is float64; the cast comes last.
     """
-    if not torch.is_tensor(value):
+    if not isinstance(value, Tensor):
         return value
-    if value.ndim == 0 and value.device.type == "cpu":
-        return value.item()
     if value.ndim == 1 and value.shape[0] not in (1, x.shape[0]):
         raise ValueError(f"t of shape {tuple(value.shape)}: expected ({x.shape[0]},), one step for each sample")
     return value.to(device=x.device, dtype=x.dtype).reshape(value.shape + (1,) * (x.ndim - value.ndim))

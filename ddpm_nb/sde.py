@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,15 +20,18 @@ from ddpm_nb.arguments import whole_number
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import CorrelatedGaussian, GaussianMixture
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.schedule import NoiseSchedule
+from ddpm_nb.kernels import GaussianKernel, Kernel, Law, follow
+from ddpm_nb.schedule import Level, NoiseSchedule
 
 __all__ = [
     "VPSDE",
+    "PredictorCorrector",
     "Process",
     "chain_sde",
     "cosine_sde",
     "euler",
     "euler_maruyama",
+    "euler_maruyama_kernel",
     "euler_maruyama_step",
     "exact_score",
     "fokker_planck_residual",
@@ -36,12 +39,11 @@ __all__ = [
     "langevin_step",
     "linear_sde",
     "observed",
-    "predictor_corrector",
     "solve_ode",
 ]
 
 Field = Callable[[Tensor, float], Tensor]  # (x, u) -> a vector at x: a drift or a score, of the shape of x
-Law = TypeVar("Law", GaussianMixture, CorrelatedGaussian)
+Data = TypeVar("Data", GaussianMixture, CorrelatedGaussian)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +83,18 @@ class VPSDE:
         """q(x_v | x_u) = N(√(ᾱ(v)/ᾱ(u)) x_u, (1 − ᾱ(v)/ᾱ(u)) I) for u ≤ v, exact. Book: [](#eq-s5-transition)."""
         if not 0 <= u <= v <= 1:
             raise ValueError(f"u = {u}, v = {v}: expected 0 <= u <= v <= 1, the earlier time first")
-        lost = self.log_alpha_bar(v) - self.log_alpha_bar(u)
-        return Gaussian(math.exp(lost / 2) * x, torch.tensor(-math.expm1(lost), dtype=x.dtype))
+        step = Level.of(self.log_alpha_bar(v) - self.log_alpha_bar(u))
+        return Gaussian(step.signal * x, step.noise_var)
+
+    def level(self, u: float) -> Level:
+        """Return the noise level at time u."""
+        return Level.of(self.log_alpha_bar(u))
 
     def marginal(self, x_0: Tensor, u: float) -> Gaussian:
         """q(x_u | x_0) = N(√ᾱ(u) x_0, (1 − ᾱ(u)) I), the transition from time 0. Book: [](#eq-sde-marginal)."""
         return self.transition(x_0, 0.0, u)
 
-    def law(self, data: Law, u: float) -> Law:
+    def law(self, data: Data, u: float) -> Data:
         """q_u, the law of X_u for X_0 ~ data. Book: [the diffused mixture](#eq-mixture-marginal)."""
         return data if u == 0 else data.diffused(GaussianDiffusion(observed(self, [u])), 1)
 
@@ -164,12 +170,12 @@ def observed(sde: VPSDE, times: Sequence[float]) -> NoiseSchedule:
     return NoiseSchedule(torch.tensor([0.0, *map(sde.log_alpha_bar, times)], dtype=torch.float64))
 
 
-def exact_score(sde: VPSDE, data: Law) -> Field:
+def exact_score(sde: VPSDE, data: Data) -> Field:
     """Return (x, u) ↦ ∇ log q_u(x) for X_0 ~ data, x ``(batch, d)``.
 
     Unlike Tweedie's form it holds at u = 0 too. Book: [](#eq-s5-score).
     """
-    return lambda x, u: sde.law(data, u).grad_log_prob(x)
+    return lambda x, u: sde.law(data.to(x.device), u).grad_log_prob(x)
 
 
 def euler_maruyama_step(process: Process, x: Tensor, u: float, v: float) -> Gaussian:
@@ -179,8 +185,12 @@ def euler_maruyama_step(process: Process, x: Tensor, u: float, v: float) -> Gaus
     """
     if not process.arrow * (v - u) > 0:
         raise ValueError(f"times go from {u} to {v}: expected them to {'rise' if process.arrow > 0 else 'fall'}")
-    var = torch.tensor(process.diffusion(u) ** 2 * abs(v - u), dtype=x.dtype)
-    return Gaussian(x + process.drift(x, u) * (v - u), var)
+    return Gaussian(x + process.drift(x, u) * (v - u), process.diffusion(u) ** 2 * abs(v - u))
+
+
+def euler_maruyama_kernel(process: Process) -> GaussianKernel:
+    """Return (x, v, u) ↦ the law of the step from time u to time v, for a walk."""
+    return lambda x, v, u: euler_maruyama_step(process, x, u, v)
 
 
 def euler_maruyama(
@@ -190,10 +200,8 @@ def euler_maruyama(
 
     Raises ``ValueError`` where ``times`` run against the process.
     """
-    for u, v in pairwise(times.tolist()):
-        with torch.no_grad():
-            x = euler_maruyama_step(process, x, u, v).sample(generator)
-        yield v, x
+    for x, u in follow(euler_maruyama_kernel(process), x, times.tolist(), generator):
+        yield u, x
 
 
 def langevin_step(score: Field, x: Tensor, u: float, size: float) -> Gaussian:
@@ -203,29 +211,52 @@ def langevin_step(score: Field, x: Tensor, u: float, size: float) -> Gaussian:
     """
     if not size >= 0:
         raise ValueError(f"size = {size}: expected at least 0, the variance that the step adds")
-    return Gaussian(x + 0.5 * size * score(x, u), torch.tensor(size, dtype=x.dtype))
+    return Gaussian(x + 0.5 * size * score(x, u), float(size))
 
 
-def predictor_corrector(
-    process: Process,
-    score: Field,
-    x: Tensor,
-    times: Tensor,
-    size: Callable[[float], float],
-    corrections: int = 1,
-    generator: torch.Generator | None = None,
-) -> Iterator[tuple[float, Tensor]]:
-    """Yield (v, x) after each step in time by Euler–Maruyama and then ``corrections`` Langevin steps at the new time v.
+@dataclass(frozen=True, eq=False)
+class PredictorCorrector:
+    """A predictor's step to a new time, then ``corrections`` Langevin steps there, which draw x nearer to its law.
 
-    ``size`` is v ↦ the size of a Langevin step. Source: Song et al. 2021. Book: [](#eq-s5-corrector).
+    Source: Song et al. 2021, Algorithm 1. Book: [](#eq-s5-corrector).
+
+    Parameters
+    ----------
+    predictor : any kernel, such as :func:`euler_maruyama_kernel`
+    score : ``(x, time) -> ∇ log q(x)``
+    size : time -> size of a Langevin step; where it is 0 nothing is corrected
+    corrections : Langevin steps after each step of the predictor
     """
-    whole_number("corrections", corrections, least=0)
-    for u, v in pairwise(times.tolist()):
-        with torch.no_grad():
-            x = euler_maruyama_step(process, x, u, v).sample(generator)
-            for _ in range(corrections):
-                x = langevin_step(score, x, v, size(v)).sample(generator)
-        yield v, x
+
+    predictor: Kernel
+    score: Callable[[Tensor, Any], Tensor]
+    size: Callable[[Any], float]
+    corrections: int = 1
+
+    def __post_init__(self) -> None:
+        whole_number("corrections", self.corrections, least=0)
+
+    def __call__(self, x: Tensor, after: Any, before: Any) -> Law:
+        """Return the law of the state at the time ``after``; it can be drawn from, but is no Gaussian."""
+        first, size = self.predictor(x, after, before), self.size(after)
+        if size == 0 or self.corrections == 0:
+            return first
+        return _Corrected(first, lambda x: langevin_step(self.score, x, after, size), self.corrections)
+
+
+@dataclass(frozen=True, eq=False)
+class _Corrected:
+    """The law of the last of several draws: one from ``first``, then each from ``move`` of the one before."""
+
+    first: Law
+    move: Callable[[Tensor], Law]
+    moves: int
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        x = self.first.sample(generator)
+        for _ in range(self.moves):
+            x = self.move(x).sample(generator)
+        return x
 
 
 def euler(field: Field, x: Tensor, u: float, v: float) -> Tensor:
@@ -257,7 +288,7 @@ def fokker_planck_residual(process: Process, density: Field, x: Tensor, u: float
     """
     here, diffusivity = density(x, u), process.arrow * 0.5 * process.diffusion(u) ** 2
     residual = (density(x, u + h) - density(x, u - h)) / (2 * h)
-    for i, shift in enumerate(h * torch.eye(x.shape[1], dtype=x.dtype)):
+    for i, shift in enumerate(h * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)):
         left, right = x - shift, x + shift
         q_left, q_right = density(left, u), density(right, u)
         transport = process.drift(right, u)[:, [i]] * q_right - process.drift(left, u)[:, [i]] * q_left

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Ema",
     "Learner",
+    "Objective",
+    "Plan",
     "Step",
     "batch_of_step",
     "checkpointed",
@@ -127,12 +129,14 @@ class Learner:
         ``FloatingPointError`` if a weight is not finite: on a GPU, where not every step is looked at, and after a
         change by the caller, a checkpoint of such weights would replace the last good one.
         """
-        broken = [name for name, value in self.network.named_parameters() if not bool(torch.isfinite(value).all())]
-        if broken:
-            raise FloatingPointError(f"after step {len(self.losses)} the weights {broken[0]!r} are not finite")
+        parameters = dict(self.network.named_parameters())
+        finite = torch.stack([torch.isfinite(value).all() for value in parameters.values()]).tolist()  # one wait
+        if not all(finite):
+            broken = list(parameters)[finite.index(False)]
+            raise FloatingPointError(f"after step {len(self.losses)} the weights {broken!r} are not finite")
         return {
             "step": len(self.losses),
-            "losses": torch.stack([torch.zeros(()), *(loss.cpu() for loss in self.losses)])[1:],  # stack wants one
+            "losses": torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
             "weights": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -143,44 +147,92 @@ class Learner:
         self.network.load_state_dict(state["weights"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.losses[:] = state["losses"].unbind()
+        self.losses[:] = state["losses"].to(next(self.network.parameters()).device).unbind()
 
 
-def batch_of_step(
-    q: GaussianDiffusion, data: Tensor, step: int, batch_size: int, seed: int, draw_steps: StepDraw = uniform_steps
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (x_0, t, ε) of a step: images drawn with replacement, t by ``draw_steps`` from 1..T, ε ~ N(0, I).
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What is minimized: E[w_t ‖y − network(x_t, t)‖²] per dimension. Book: [the training loop](#eq-training-step).
 
-    A function of ``seed`` and ``step`` only; ε is drawn where the data are.
+    Parameters
+    ----------
+    q : the forward process
+    parameterization : what the network predicts
+    weighting : w_t, see :mod:`ddpm_nb.weighting`
+    draw_steps : how the steps t of a batch are drawn
     """
-    words = np.random.SeedSequence([seed, step]).generate_state(2)
+
+    q: GaussianDiffusion
+    parameterization: Parameterization = EPS
+    weighting: Weighting = simple_weight
+    draw_steps: StepDraw = uniform_steps
+
+    def loss(self, network: Callable[[Tensor, Tensor], Tensor], x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Return the mean of the weighted squared errors of a batch, per dimension, 0-d."""
+        error = simple_loss(self.q, network, x_0, t, eps, self.parameterization) / x_0[0].numel()
+        weight = self.weighting(self.q.schedule, self.parameterization, t).to(error)
+        return (weight * error).mean()
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How an objective is minimized.
+
+    Parameters
+    ----------
+    steps : number of the last step; a run resumed at n does ``steps − n`` more
+    batch_size : images of a step, over all processes and microbatches together
+    rate : step number (from 0) -> learning rate
+    seed : of every draw
+    microbatches : parts whose gradients are added up before the step, where a batch does not fit into memory
+    max_grad_norm : longer gradients are shortened to this norm
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a number is out of range.
+    """
+
+    steps: int
+    batch_size: int
+    rate: Callable[[int], float]
+    seed: int = 0
+    microbatches: int = 1
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, least in {"steps": 1, "batch_size": 1, "seed": 0, "microbatches": 1}.items():
+            whole_number(name, getattr(self, name), least=least)
+        if self.seed >= 2**32:
+            raise ValueError(f"seed = {self.seed}: expected less than 2^32, so that no two runs share their draws")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm = {self.max_grad_norm}: expected a positive number")
+
+
+def batch_of_step(objective: Objective, plan: Plan, data: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (x_0, t, ε) of step ``number``: images drawn with replacement, t in 1..T, ε ~ N(0, I).
+
+    A function of the plan's seed and the number only; ε is drawn where the data are.
+    """
+    words = np.random.SeedSequence([plan.seed, number]).generate_state(2)
     generator = torch.Generator().manual_seed(int(words[0]))
-    rows = torch.randint(len(data), (batch_size,), generator=generator).to(data.device)
-    t = draw_steps(q.schedule.T, batch_size, generator).to(data.device)
+    rows = torch.randint(len(data), (plan.batch_size,), generator=generator).to(data.device)
+    t = objective.draw_steps(objective.q.schedule.T, plan.batch_size, generator).to(data.device)
     generator = torch.Generator(data.device).manual_seed(int(words[1]))
-    eps = torch.randn((batch_size, *data.shape[1:]), generator=generator, device=data.device, dtype=data.dtype)
+    eps = torch.randn((plan.batch_size, *data.shape[1:]), generator=generator, device=data.device, dtype=data.dtype)
     return data[rows], t, eps
 
 
 def train(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    q: GaussianDiffusion,
+    objective: Objective,
     data: Tensor,
-    *,
-    steps: int,
-    batch_size: int,
-    seed: int,
-    rate: Callable[[int], float],
+    plan: Plan,
     start: int = 0,
-    parameterization: Parameterization = EPS,
-    weighting: Weighting = simple_weight,
-    draw_steps: StepDraw = uniform_steps,
-    microbatches: int = 1,
-    max_grad_norm: float = 1.0,
     accelerator: Accelerator | _Alone | None = None,
 ) -> Iterator[Step]:
-    """Minimize the weighted squared error by gradient steps, yielding after each: Roysdon 1.10, Vilhes Algorithm 1.
+    """Minimize the objective by gradient steps, yielding after each: Roysdon 1.10, Vilhes Algorithm 1.
 
     Moving averages, progress, checkpoints and early stopping are lines in the caller's loop. Book:
     [the training loop](#eq-training-step).
@@ -189,63 +241,61 @@ def train(
     ----------
     network, optimizer : as ``accelerator.prepare`` returns them, or plain ones
     data : images ``(n, *event)`` in [−1, 1], where the network is
-    steps : number of the last step; a run resumed at ``start`` does ``steps − start`` more
-    batch_size : images of a step, over all processes and microbatches together
-    rate : step number (from 0) -> learning rate
-    weighting, draw_steps : see :mod:`ddpm_nb.weighting`
-    microbatches : parts whose gradients are added up before the step, where a batch does not fit into memory
-    max_grad_norm : longer gradients are shortened to this norm
+    start : steps done already, by a run that is resumed
     accelerator : an ``accelerate.Accelerator``, for mixed precision or several processes; without one, neither
 
     Raises
     ------
-    ValueError
-        Before any work, if a number is out of range.
+    ValueError, TypeError
+        Before any work, if a number is out of range, the parts do not fit, or the data are no floats.
     FloatingPointError
         If the loss or its gradient is not finite; it names the step and the learning rate. On a CPU every step is
         checked and the weights are those before it; on a GPU, which would have to be waited for, every fiftieth.
     """
-    if whole_number("seed", seed, least=0) >= 2**32:
-        raise ValueError(f"seed = {seed}: expected less than 2^32, so that no two runs share their draws")
-    whole_number("batch_size", batch_size, least=1)
-    if whole_number("steps", steps, least=1) < whole_number("start", start, least=0):
-        raise ValueError(f"start = {start}: expected at most steps = {steps}")
+    if not data.is_floating_point() or not len(data):
+        raise TypeError(f"data of shape {tuple(data.shape)} and dtype {data.dtype}: expected floats, at least one row")
+    if plan.steps < whole_number("start", start, least=0):
+        raise ValueError(f"start = {start}: expected at most steps = {plan.steps}")
     accelerator = accelerator or _Alone()
-    parts = accelerator.num_processes * whole_number("microbatches", microbatches, least=1)
-    if batch_size % parts:
+    parts = accelerator.num_processes * plan.microbatches
+    if plan.batch_size % parts:
         raise ValueError(
-            f"batch_size = {batch_size}: expected a multiple of {parts}, "
-            f"for {accelerator.num_processes} process(es) of {microbatches} microbatch(es)"
+            f"batch_size = {plan.batch_size}: expected a multiple of {parts}, "
+            f"for {accelerator.num_processes} process(es) of {plan.microbatches} microbatch(es)"
         )
+    return _train(network, optimizer, objective, data, plan, start, accelerator)
 
-    def backward(x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        error = simple_loss(q, network, x_0, t, eps, parameterization) / x_0[0].numel()
-        weight = weighting(q.schedule, parameterization, t).to(error)
-        loss = (weight * error).mean() / microbatches
-        accelerator.backward(loss)
-        return loss.detach()
 
-    def run() -> Iterator[Step]:
-        network.train()
-        for number in range(start, steps):
-            for group in optimizer.param_groups:
-                group["lr"] = rate(number)
-            batch = batch_of_step(q, data, number, batch_size, seed, draw_steps)
-            optimizer.zero_grad(set_to_none=True)
-            losses = []
-            for part in range(microbatches):
-                own = slice(accelerator.process_index + part * accelerator.num_processes, None, parts)
-                # Only the last part's gradients are sent to the other processes.
-                with nullcontext() if part == microbatches - 1 else accelerator.no_sync(network):
-                    losses.append(backward(*(tensor[own] for tensor in batch)))
-            loss = torch.stack(losses).sum()
-            norm = accelerator.clip_grad_norm_(network.parameters(), max_grad_norm)
-            if loss.device.type == "cpu" or number % 50 == 0:
-                _check_finite(loss, norm, number, rate(number), accelerator.mixed_precision)
-            optimizer.step()
-            yield Step(number + 1, accelerator.reduce(loss, "mean"))
-
-    return run()
+def _train(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    data: Tensor,
+    plan: Plan,
+    start: int,
+    accelerator: Accelerator | _Alone,
+) -> Iterator[Step]:
+    network.train()
+    for number in range(start, plan.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate(number)
+        batch = batch_of_step(objective, plan, data, number)
+        optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for part in range(plan.microbatches):
+            first = accelerator.process_index + part * accelerator.num_processes
+            own = slice(first, None, accelerator.num_processes * plan.microbatches)
+            # Only the last part's gradients are sent to the other processes.
+            with nullcontext() if part == plan.microbatches - 1 else accelerator.no_sync(network):
+                loss = objective.loss(network, *(tensor[own] for tensor in batch)) / plan.microbatches
+                accelerator.backward(loss)
+            losses.append(loss.detach())
+        loss = torch.stack(losses).sum()
+        norm = accelerator.clip_grad_norm_(network.parameters(), plan.max_grad_norm)
+        if loss.device.type == "cpu" or number % 50 == 0:
+            _check_finite(loss, norm, number, plan.rate(number), accelerator.mixed_precision)
+        optimizer.step()
+        yield Step(number + 1, accelerator.reduce(loss, "mean"))
 
 
 class _Alone:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ddpm_nb.denoiser import Parameterization
-from ddpm_nb.schedule import NoiseSchedule
+from ddpm_nb.registry import Registry
+from ddpm_nb.schedule import Level, NoiseSchedule
 
 __all__ = [
     "STEP_DRAWS",
@@ -35,7 +36,7 @@ StepDraw = Callable[[int, int, torch.Generator], Tensor]
 
 def simple_weight(schedule: NoiseSchedule, target: Parameterization, t: Tensor) -> Tensor:
     """Weight 1 on ‖y − ŷ‖² at every step, as in Ho et al. (14). Book: [the simple loss](#eq-simple-loss)."""
-    return torch.ones_like(schedule.log_alpha_bar(t))
+    return torch.ones_like(schedule.level(t).noise_var)
 
 
 def bound_weight(schedule: NoiseSchedule, target: Parameterization, t: Tensor) -> Tensor:
@@ -44,10 +45,10 @@ def bound_weight(schedule: NoiseSchedule, target: Parameterization, t: Tensor) -
     On ‖x_0 − x̂_0‖² that is ½ (SNR_{t−1} − SNR_t) for t ≥ 2 and, with a Gaussian decoder of variance β_1, 1/(2 β_1) at
     t = 1. Book: [weights on the clean image](#eq-t6-weightings).
     """
-    step = 0.5 * (schedule.snr((t - 1).clamp(min=1)) - schedule.snr(t))
-    first = (t == 1).to(step.device)  # an Apple GPU's steps are served from the host
-    on_x_0 = torch.where(first, 0.5 / schedule.beta(1), step)
-    return schedule.T * _on_target(schedule, target, t, on_x_0)
+    before, here = schedule.level((t - 1).clamp(min=1)), schedule.level(t)
+    decoder = 0.5 / schedule.level(1).noise_var  # β_1 = 1 − ᾱ_1
+    on_x_0 = torch.where(t == 1, decoder, 0.5 * (before.snr - here.snr))
+    return schedule.T * _on_target(target, here, on_x_0)
 
 
 def min_snr_weight(gamma: float = 5.0) -> Weighting:
@@ -59,15 +60,16 @@ def min_snr_weight(gamma: float = 5.0) -> Weighting:
         raise ValueError(f"gamma = {gamma}: expected a positive signal-to-noise ratio")
 
     def weight(schedule: NoiseSchedule, target: Parameterization, t: Tensor) -> Tensor:
-        return _on_target(schedule, target, t, schedule.snr(t).clamp(max=gamma))
+        level = schedule.level(t)
+        return _on_target(target, level, level.snr.clamp(max=gamma))
 
     return weight
 
 
-def _on_target(schedule: NoiseSchedule, target: Parameterization, t: Tensor, on_x_0: Tensor) -> Tensor:
+def _on_target(target: Parameterization, level: Level, on_x_0: Tensor) -> Tensor:
     """Turn a weight on ‖x_0 − x̂_0‖² into the equal one on ‖y − ŷ‖². Book: [](#eq-t6-error-of-target)."""
-    a, b = target.weights(schedule, t)
-    return on_x_0 / (a - b * schedule.snr(t).sqrt()).square()
+    a, b = target.weights(level)
+    return on_x_0 / (a - b * level.signal / level.noise) ** 2
 
 
 def uniform_steps(T: int, batch_size: int, generator: torch.Generator) -> Tensor:
@@ -85,12 +87,10 @@ def stratified_steps(T: int, batch_size: int, generator: torch.Generator) -> Ten
     return 1 + (T * position).long().clamp(max=T - 1)
 
 
-WEIGHTINGS: dict[str, Weighting] = {
-    "simple": simple_weight,
-    "bound": bound_weight,
-    "min_snr": min_snr_weight(),
-}
+WEIGHTINGS: Registry[Weighting] = Registry(
+    "weighting", {"simple": simple_weight, "bound": bound_weight, "min_snr": min_snr_weight()}
+)
 """The weightings by the names that notebooks and commands use."""
 
-STEP_DRAWS: dict[str, StepDraw] = {"uniform": uniform_steps, "stratified": stratified_steps}
+STEP_DRAWS: Registry[StepDraw] = Registry("step_draw", {"uniform": uniform_steps, "stratified": stratified_steps})
 """The draws of steps by name."""

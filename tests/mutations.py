@@ -35,8 +35,8 @@ PLANTS = (
     Plant(
         "cumulative factor in the posterior mean",
         "diffusion",
-        "left**0.5 * q.one_minus_alpha_bar(s) / noise",
-        "q.alpha_bar(t) ** 0.5 * q.one_minus_alpha_bar(s) / noise",
+        "here.signal / before.signal * before.noise_var",
+        "here.signal * before.noise_var",
         (
             "test_diffusion::test_posterior_times_marginal_is_transition_times_marginal",
             "test_sampling::test_ancestral_steps_are_those_of_the_ddpm_scheduler",
@@ -45,15 +45,15 @@ PLANTS = (
     Plant(
         "earlier noise in the posterior's denominator",
         "diffusion",
-        "left, added, noise = q.alpha_between(s, t), q.beta_between(s, t), q.one_minus_alpha_bar(t)",
-        "left, added, noise = q.alpha_between(s, t), q.beta_between(s, t), q.one_minus_alpha_bar(max(s, 1))",
+        "before.signal * added_var(before, here) / here.noise_var",
+        "before.signal * added_var(before, here) / (before.noise_var or here.noise_var)",
         ("test_diffusion::test_one_step_posterior_in_the_letters_of_the_documents",),
     ),
     Plant(
         "missing root in the noising",
         "diffusion",
-        "noise = coefficient(self.schedule.one_minus_alpha_bar(t).sqrt(), x_0)",
-        "noise = coefficient(self.schedule.one_minus_alpha_bar(t), x_0)",
+        "weighted_sum(level.signal, x_0, level.noise, eps)",
+        "weighted_sum(level.signal, x_0, level.noise_var, eps)",
         (
             "test_diffusion::test_diffuse_is_a_draw_from_the_marginal",
             "test_diffusion::test_diffused_noise_of_unit_variance_keeps_unit_variance",
@@ -61,7 +61,7 @@ PLANTS = (
     ),
     Plant(
         "order of the steps not checked",
-        "diffusion",
+        "schedule",
         "    elif s >= t:\n",
         "    elif s > t:\n",
         ("test_diffusion::test_errors_name_argument_value_and_what_was_expected",),
@@ -69,15 +69,15 @@ PLANTS = (
     Plant(
         "unsquared beta in the weight",
         "bound",
-        "return schedule.beta(t) ** 2 / spread",
-        "return schedule.beta(t) / spread",
+        "torch.as_tensor(beta**2 / (2",
+        "torch.as_tensor(beta / (2",
         ("test_bound::test_eps_weight_times_the_error_is_the_step_term_above_its_floor",),
     ),
     Plant(
         "weight on x_0 without its half",
         "bound",
-        "return 0.5 * (schedule.snr(t - 1) - schedule.snr(t))",
-        "return schedule.snr(t - 1) - schedule.snr(t)",
+        "0.5 * (before.snr - here.snr)",
+        "1.0 * (before.snr - here.snr)",
         ("test_bound::test_x_0_weight_times_the_error_is_the_step_term",),
     ),
     Plant(
@@ -107,8 +107,8 @@ PLANTS = (
     Plant(
         "signal as the determinant of v",
         "denoiser",
-        "        det = b * signal - a * noise\n        return Weights(b / det, -noise / det)",
-        "        det = b * signal\n        return Weights(b / det, -noise / det)",
+        "        det = b * level.signal - a * level.noise\n        return weighted_sum(b / det",
+        "        det = b * level.signal\n        return weighted_sum(b / det",
         (
             "test_denoiser::test_round_trip_at_every_step",
             "test_denoiser::test_v_is_exact_over_the_whole_cosine_schedule",
@@ -117,8 +117,8 @@ PLANTS = (
     Plant(
         "network asked one step too early",
         "denoiser",
-        "torch.full(x_t.shape[:1], t, device=x_t.device)",
-        "torch.full(x_t.shape[:1], t - 1, device=x_t.device)",
+        "x_t.new_full(x_t.shape[:1], t, dtype",
+        "x_t.new_full(x_t.shape[:1], t - 1, dtype",
         (
             "test_denoiser::test_the_network_is_asked_at_the_step_itself",
             "test_sampling::test_ddim_steps_are_those_of_the_ddim_scheduler",
@@ -127,8 +127,8 @@ PLANTS = (
     Plant(
         "score with the wrong sign",
         "denoiser",
-        "-(q.one_minus_alpha_bar(t) ** -0.5)",
-        "q.one_minus_alpha_bar(t) ** -0.5",
+        "(0.0, -1 / level.noise)",
+        "(0.0, 1 / level.noise)",
         ("test_denoiser::test_the_score_target_is_the_gradient_of_the_log_marginal",),
     ),
     Plant(
@@ -168,15 +168,15 @@ PLANTS = (
     Plant(
         "noise power by subtraction",
         "schedule",
-        "return 0.0 - self._expm1(self.log_alpha_bar(t))",
-        "return 1 - self._exp(self.log_alpha_bar(t))",
+        "noise_var = 0.0 - compute.expm1(log_alpha_bar)",
+        "noise_var = 1 - compute.exp(log_alpha_bar)",
         ("test_schedule::test_every_quantity_against_products_in_fifty_digits",),
     ),
     Plant(
         "deviation and variance exchanged",
         "gaussian",
-        "std = math.sqrt(self.var.item())",
-        "std = self.var.item()",
+        "alpha=math.sqrt(self._var)",
+        "alpha=self._var",
         (
             "test_gaussian::test_a_sample_is_mean_plus_standard_deviation_times_noise",
             "test_gaussian::test_samples_have_the_stated_variance",
@@ -185,15 +185,15 @@ PLANTS = (
     Plant(
         "deviation and variance exchanged, one for each sample",
         "gaussian",
-        "torch.addcmul(self.mean, self.var.sqrt(), self._noise(generator))",
-        "torch.addcmul(self.mean, self.var, self._noise(generator))",
+        "torch.addcmul(self._mean, self._var.sqrt(), z)",
+        "torch.addcmul(self._mean, self._var, z)",
         ("test_gaussian::test_samples_have_the_stated_variance",),
     ),
     Plant(
         "wrong sign of the logarithm in KL",
         "gaussian",
-        "return _sum_event(0.5 * (distance + excess - torch.log1p(excess)))",
-        "return _sum_event(0.5 * (distance + excess + torch.log1p(excess)))",
+        "(excess - _log1p(excess))",
+        "(excess + _log1p(excess))",
         (
             "test_gaussian::test_kl_is_that_of_torch_distributions",
             "test_gaussian::test_kl_is_the_integral_of_p_log_p_over_q",
@@ -202,15 +202,15 @@ PLANTS = (
     Plant(
         "uniform noise",
         "gaussian",
-        "noise = torch.randn(",
-        "noise = torch.rand(",
+        "z = torch.randn(",
+        "z = torch.rand(",
         ("test_gaussian::test_samples_have_the_stated_variance",),
     ),
     Plant(
         "prior ignored in the exact denoiser",
         "exact",
-        "self.weights.log().to(x.device)",
-        "torch.zeros_like(self.weights)",
+        "means, log_weights = self.means, self.weights.log()",
+        "means, log_weights = self.means, torch.zeros_like(self.weights)",
         ("test_exact::test_the_denoiser_is_the_posterior_mean_by_quadrature",),
     ),
     Plant(
@@ -310,8 +310,8 @@ PLANTS = (
     Plant(
         "corrector at the time before the step",
         "sde",
-        "langevin_step(score, x, v, size(v))",
-        "langevin_step(score, x, u, size(v))",
+        "langevin_step(self.score, x, after, size)",
+        "langevin_step(self.score, x, before, size)",
         ("test_sde::test_predictor_corrector_alternates_a_step_in_time_and_steps_at_the_new_time",),
     ),
     Plant(
@@ -341,8 +341,8 @@ PLANTS = (
     Plant(
         "continuous bound without its half",
         "likelihood",
-        "0.5 * (gamma(v) - gamma(u)) * error",
-        "(gamma(v) - gamma(u)) * error",
+        "0.5 * (sde.level(u).log_snr",
+        "1.0 * (sde.level(u).log_snr",
         (
             "test_likelihood::test_the_diffusion_term_of_gaussian_data_is_its_integral",
             "test_likelihood::test_the_continuous_bound_is_the_limit_of_the_discrete_ones_and_lies_below_them",
@@ -368,15 +368,15 @@ PLANTS = (
     Plant(
         "correlated reverse kernel without its root",
         "exact",
-        "q.schedule.beta_between(s, t), q.schedule.alpha_between(s, t).sqrt()",
-        "q.schedule.beta_between(s, t), q.schedule.alpha_between(s, t)",
+        "factor, added = here.signal / before.signal,",
+        "factor, added = (here.signal / before.signal) ** 2,",
         ("test_exact::test_every_law_of_a_correlated_gaussian_is_conditioning_of_its_joint_law",),
     ),
     Plant(
         "noise at the last step",
         "sampling",
-        "self.variance(self.q.schedule.at(s, t), s, t) if s > 0 else 0.0",
-        "self.variance(self.q.schedule.at(s, t), s, t) if s > 0 else self.q.schedule.beta(t)",
+        "self.variance(before, here) if s > 0 else 0.0",
+        "self.variance(before, here) if s > 0 else added_var(before, here)",
         (
             "test_sampling::test_the_step_to_the_data_is_the_estimate_without_noise",
             "test_sampling::test_samplers_with_the_exact_denoiser_reproduce_the_law",
@@ -385,15 +385,15 @@ PLANTS = (
     Plant(
         "guard of the last step off by one",
         "sampling",
-        "self.variance(self.q.schedule.at(s, t), s, t) if s > 0 else",
-        "self.variance(self.q.schedule.at(s, t), s, t) if s > 1 else",
+        "self.variance(before, here) if s > 0 else 0.0",
+        "self.variance(before, here) if s > 1 else 0.0",
         ("test_sampling::test_ancestral_is_the_posterior_at_the_estimate",),
     ),
     Plant(
         "beta for beta tilde in DDIM",
         "sampling",
-        "var = self.eta**2 * level.posterior_var(s, t)",
-        "var = self.eta**2 * level.beta_between(s, t)",
+        "var = self.eta**2 * posterior_var(before, here)",
+        "var = self.eta**2 * added_var(before, here)",
         (
             "test_sampling::test_ddim_steps_are_those_of_the_ddim_scheduler",
             "test_sampling::test_ddim_with_eta_one_is_ancestral_sampling",
@@ -402,13 +402,13 @@ PLANTS = (
     Plant(
         "DDIM's direction at the full noise",
         "sampling",
-        "max(level.one_minus_alpha_bar(s) - var, 0.0) ** 0.5",
-        "level.one_minus_alpha_bar(s) ** 0.5",
+        "sqrt(max(before.noise_var - var, 0.0))",
+        "sqrt(before.noise_var)",
         ("test_sampling::test_knowing_the_data_every_kernel_maps_marginal_to_marginal",),
     ),
     Plant(
         "walk one step behind",
-        "sampling",
+        "kernels",
         "else (kernel(x, s, t), kernel)",
         "else (kernel(x, max(s - 1, 0), max(t - 1, 1)), kernel)",
         (
@@ -419,8 +419,8 @@ PLANTS = (
     Plant(
         "memory of the step that was reached",
         "solvers",
-        "before=(t, x_0)",
-        "before=(s, x_0)",
+        "memory=(t, x_0)",
+        "memory=(s, x_0)",
         (
             "test_solvers::test_2m_is_the_multistep_scheduler",
             "test_solvers::test_a_walk_hands_the_memory_on_and_leaves_the_kernel_as_it_was",
@@ -429,7 +429,7 @@ PLANTS = (
     Plant(
         "the line through two estimates never continued",
         "solvers",
-        "if s > 0 and self.before is not None:",
+        "if s > 0 and self.memory is not None:",
         "if False:",
         (
             "test_solvers::test_2m_is_the_multistep_scheduler",
@@ -449,8 +449,8 @@ PLANTS = (
     Plant(
         "Langevin step of half the drift",
         "solvers",
-        "return predicted_noise(self.q, self.denoise, x, int(step)) * -(noise**-0.5)",
-        "return predicted_noise(self.q, self.denoise, x, int(step)) * -0.5 * noise**-0.5",
+        "(-1 / q.schedule.level(s).noise)",
+        "(-0.5 / q.schedule.level(s).noise)",
         ("test_solvers::test_a_correction_moves_the_law_of_the_marginal_by_second_order_only",),
     ),
     Plant(
@@ -470,8 +470,8 @@ PLANTS = (
     Plant(
         "seed ignored",
         "training",
-        "np.random.SeedSequence([seed, step])",
-        "np.random.SeedSequence([0, step])",
+        "np.random.SeedSequence([plan.seed, number])",
+        "np.random.SeedSequence([0, number])",
         (
             "test_training::test_a_batch_is_a_function_of_seed_and_step",
             "test_training::test_the_same_seed_gives_the_same_weights",
@@ -480,8 +480,8 @@ PLANTS = (
     Plant(
         "randomness of the number of calls",
         "training",
-        "np.random.SeedSequence([seed, step])",
-        "np.random.SeedSequence([seed, step, _CALLS.append(0) or len(_CALLS)])",
+        "np.random.SeedSequence([plan.seed, number])",
+        "np.random.SeedSequence([plan.seed, number, _CALLS.append(0) or len(_CALLS)])",
         ("test_training::test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit",),
     ),
     Plant(
@@ -501,15 +501,15 @@ PLANTS = (
     Plant(
         "every process takes the whole batch",
         "training",
-        "own = slice(accelerator.process_index + part * accelerator.num_processes, None, parts)",
+        "own = slice(first, None, accelerator.num_processes * plan.microbatches)",
         "own = slice(None)",
         ("test_training::test_processes_share_one_batch",),
     ),
     Plant(
         "one process among several takes another's images",
         "training",
-        "accelerator.process_index + part * accelerator.num_processes, None, parts",
-        "part * accelerator.num_processes, None, parts",
+        "first = accelerator.process_index + part * accelerator.num_processes",
+        "first = part * accelerator.num_processes",
         ("test_recipe::test_two_processes_are_one_with_the_same_batch",),
     ),
     Plant(
@@ -532,7 +532,7 @@ PLANTS = (
     Plant(
         "broken weights saved over good ones",
         "training",
-        "        if broken:\n",
+        "        if not all(finite):\n",
         "        if False:\n",
         ("test_recipe::test_broken_weights_never_replace_a_good_checkpoint",),
     ),
@@ -546,8 +546,8 @@ PLANTS = (
     Plant(
         "weight of the target not squared",
         "weighting",
-        "return on_x_0 / (a - b * schedule.snr(t).sqrt()).square()",
-        "return on_x_0 / (a - b * schedule.snr(t).sqrt()).abs()",
+        "(a - b * level.signal / level.noise) ** 2",
+        "(a - b * level.signal / level.noise).abs()",
         (
             "test_weighting::test_a_weighting_is_the_same_loss_whatever_is_predicted",
             "test_weighting::test_min_snr_in_the_letters_of_its_authors",
@@ -556,8 +556,8 @@ PLANTS = (
     Plant(
         "weight of the bound without its half",
         "weighting",
-        "step = 0.5 * (schedule.snr(",
-        "step = 1.0 * (schedule.snr(",
+        "0.5 * (before.snr - here.snr)",
+        "1.0 * (before.snr - here.snr)",
         ("test_weighting::test_the_bound_weight_is_that_of_the_bound",),
     ),
     Plant(
@@ -622,8 +622,8 @@ PLANTS = (
     Plant(
         "md5 of a download not verified",
         "data",
-        'registry = {file: f"md5:{digest}" for file, digest in card.md5.items()}',
-        "registry = dict.fromkeys(card.md5)",
+        'registry = {file: f"md5:{digest}" for file, digest in files.md5.items()}',
+        "registry = dict.fromkeys(files.md5)",
         ("test_data::test_a_corrupted_download_is_refused_and_what_was_good_stays",),
     ),
     Plant(
@@ -631,7 +631,10 @@ PLANTS = (
         "metrics",
         "(len(x) * (len(x) - 1))",
         "len(x) ** 2",
-        ("test_metrics::test_energy_distance_is_unbiased_at_equal_laws", "test_metrics::test_energy_distance_by_hand"),
+        (
+            "test_metrics::test_energy_distance_is_unbiased_at_equal_laws",
+            "test_metrics::test_energy_distance_by_hand",
+        ),
     ),
     Plant(
         "covariances added without their root",
@@ -649,7 +652,7 @@ PLANTS = (
     ),
     Plant(
         "bools taken for whole numbers",
-        "notebook",
+        "book/notebook",
         "if isinstance(value, bool) and kind is not bool:",
         "if False:",
         ("test_notebook::test_wrong_parameters_are_refused_by_name",),
@@ -667,8 +670,8 @@ PLANTS = (
     Plant(
         "inverse: rows and columns of an adjoint exchanged",
         "inverse/measurement",
-        "return self.rows.to(y).mT @ y @ self.columns.to(y)",
-        "return self.columns.to(y).mT @ y @ self.rows.to(y)",
+        "return rows.mT @ y @ columns",
+        "return columns.mT @ y @ rows",
         ("test_inverse::test_adjoint",),
     ),
     Plant(
@@ -691,8 +694,8 @@ PLANTS = (
     Plant(
         "inverse: level from the square of the noise",
         "inverse/denoising",
-        "levels = schedule.snr(torch.arange(schedule.T + 1)).rsqrt()",
-        "levels = schedule.snr(torch.arange(schedule.T + 1)).reciprocal()",
+        "sigmas = schedule.level(torch.arange(schedule.T + 1)).sigma",
+        "sigmas = schedule.level(torch.arange(schedule.T + 1)).sigma ** 2",
         (
             "test_inverse::test_level_of_a_measurement",
             "test_inverse::test_scaled_measurement_has_the_law_of_its_level",
@@ -701,15 +704,15 @@ PLANTS = (
     Plant(
         "inverse: level shifted by one",
         "inverse/denoising",
-        "return int((levels - sigma_y).abs().argmin())",
-        "return int((levels - sigma_y).abs().argmin().clamp(min=1)) - 1",
+        "return int((sigmas - sigma_y).abs().argmin())",
+        "return int((sigmas - sigma_y).abs().argmin().clamp(min=1)) - 1",
         ("test_inverse::test_level_of_a_measurement",),
     ),
     Plant(
         "inverse: noise of the level added to that of the measurement",
         "inverse/denoising",
-        "alpha_bar * sigma_y**2).clamp",
-        "0 * sigma_y**2).clamp",
+        "level.alpha_bar * sigma_y**2, 0.0)",
+        "0 * sigma_y**2, 0.0)",
         (
             "test_inverse::test_replacement_writes_the_level_of_the_measurement",
             "test_inverse::test_replacement_of_everything_is_denoising",
@@ -734,6 +737,27 @@ PLANTS = (
             "test_particles::test_evidence_and_posterior_are_those_of_the_chain",
             "test_particles::test_resampling_keeps_every_particle_its_share",
         ),
+    ),
+    Plant(
+        "signal at the end said to nobody",
+        "recipe",
+        "if gap > _LARGEST_PRIOR_GAP:",
+        "if False:",
+        ("test_recipe::test_a_chain_that_ends_with_signal_is_said_aloud_and_others_are_not",),
+    ),
+    Plant(
+        "a checkpoint that trusts the schedule's name",
+        "pretrained",
+        'NoiseSchedule(about["log_alpha_bars"])',
+        'NoiseSchedule(about["log_alpha_bars"] * 0.5)',
+        ("test_pretrained::test_a_card_is_that_of_the_shipped_file",),
+    ),
+    Plant(
+        "the host asked at every step",
+        "training",
+        'if loss.device.type == "cpu" or number % 50 == 0:',
+        "if True:",
+        ("test_device::test_no_loop_waits_for_the_device_or_copies_to_it",),
     ),
 )
 

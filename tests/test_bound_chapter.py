@@ -21,15 +21,15 @@ from ddpm_nb.bound import (
     step_term,
 )
 from ddpm_nb.denoiser import EPS, X0, NetworkDenoiser, V
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.sampling import Ancestral
-from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
+from ddpm_nb.schedule import NoiseSchedule, added_var, cosine_schedule, linear_schedule
 
 F64 = torch.float64
 VARIANCES = pytest.mark.parametrize(
-    "variance", [NoiseSchedule.posterior_var, NoiseSchedule.beta_between], ids=["beta_tilde", "beta"]
+    "variance", [posterior_var, added_var], ids=["beta_tilde", "beta"]
 )
 
 
@@ -156,7 +156,7 @@ def test_gaussian_data_have_gaussian_reverse_steps_and_gaps_in_closed_form(varia
     for t in range(1, S.T + 1):
         var_s = S.alpha_bar(t - 1) * v + 1 - S.alpha_bar(t - 1)
         true = 1 / (1 / var_s + S.alpha(t) / S.beta(t))
-        model = S.beta(1) if t == 1 else variance(S, t - 1, t)
+        model = S.beta(1) if t == 1 else variance(*S.levels(t - 1, t))
         expected.append(0.5 * (true / model - 1 - (true / model).log()))
     mean_T, var_T = S.alpha_bar(S.T).sqrt() * law.means[0, 0], S.alpha_bar(S.T) * v + 1 - S.alpha_bar(S.T)
     expected.append(0.5 * (var_T + mean_T**2 - 1 - var_T.log()))
@@ -182,7 +182,7 @@ def test_gaps_by_quadrature_are_integrals_on_a_plain_grid(variance):
         on_x_0 = math.sqrt(S.alpha_bar(t - 1).item()) * beta / (1 - S.alpha_bar(t).item())
         on_x_t = math.sqrt(alpha) * (1 - S.alpha_bar(t - 1).item()) / (1 - S.alpha_bar(t).item())
         mean = on_x_0 * denoise(points, t)[:, 0].numpy() + on_x_t * grid
-        var = beta if t == 1 else variance(S, t - 1, t).item()
+        var = beta if t == 1 else variance(*S.levels(t - 1, t))
         model = normal_density(grid[:, None], mean[None, :], var)
         inside = joint > 1e-250
         kl = np.sum(joint[inside] * (np.log(true[inside]) - np.log(model[inside]))) * width**2
@@ -253,8 +253,8 @@ def test_the_ledger_closes_for_every_schedule_and_parameterization(schedule, tar
     denoise = NetworkDenoiser(network, target, q)
     draws = generator(7)
     x_0 = law.sample(20_000, draws)
-    excess = bound_terms(q, denoise, x_0, draws, variance=NoiseSchedule.beta_between).total + law.log_prob(x_0)
-    exact = exact_gaps(law, q, denoise, NoiseSchedule.beta_between)
+    excess = bound_terms(q, denoise, x_0, draws, variance=added_var).total + law.log_prob(x_0)
+    exact = exact_gaps(law, q, denoise, added_var)
     assert exact.sum() > 0.01  # the error costs something
     assert (excess.mean() - exact.sum()).abs() < 3 * excess.std() / math.sqrt(len(excess))
     assert excess.mean() > -3 * excess.std() / math.sqrt(len(excess))  # on average never below the exact −log p
@@ -267,7 +267,7 @@ def test_each_term_is_information_plus_gap():
 
     def information(t):
         diffused = law.diffused(q, t)
-        noise = 0.5 * math.log(2 * math.pi * math.e * S.one_minus_alpha_bar(t).item())
+        noise = 0.5 * math.log(2 * math.pi * math.e * S.level(t).noise_var)
         return expectation(diffused, lambda x: -diffused.log_prob(x), 120) - noise
 
     gaps = exact_gaps(law, q, denoise, nodes=120)
@@ -285,7 +285,7 @@ def test_more_steps_close_the_gap_in_proportion_for_variance_beta():
     gaps = []
     for T in (100, 200):
         q = GaussianDiffusion(linear_schedule(T, 0.1 / T, 20 / T))
-        gaps.append(exact_gaps(law, q, law.denoiser(q), NoiseSchedule.beta_between, nodes=40).sum().item())
+        gaps.append(exact_gaps(law, q, law.denoiser(q), added_var, nodes=40).sum().item())
     assert 1.9 < gaps[0] / gaps[1] < 2.1
 
 

@@ -16,7 +16,7 @@ STEPS = torch.arange(1, 1001)
 @pytest.mark.parametrize("source", CONVENTIONS)
 @pytest.mark.parametrize("target", CONVENTIONS)
 def test_round_trips(schedule, source, target):
-    value = CONVENTIONS[source].level(schedule.log_alpha_bar(STEPS))
+    value = CONVENTIONS[source].variable(schedule.level(STEPS))
     there = convert(value, source, target)
     back = convert(there, target, source)
     torch.testing.assert_close(back, value, rtol=1e-12, atol=1e-12)
@@ -34,16 +34,15 @@ def test_levels_are_those_of_other_code():
 
 def test_state_of_edm_is_the_data_plus_noise():
     """x̃ = x_0 + σ ε, whereas ours is √ᾱ x_0 + √(1−ᾱ) ε."""
-    log = linear_schedule().log_alpha_bar(STEPS)
-    edm = CONVENTIONS["edm"]
-    torch.testing.assert_close(edm.scale(log) * (log / 2).exp(), torch.ones(1000, dtype=log.dtype), rtol=1e-14, atol=0)
-    torch.testing.assert_close(edm.scale(log) * (-log.expm1()).sqrt(), edm.level(log), rtol=1e-12, atol=0)
+    level, edm = linear_schedule().level(STEPS), CONVENTIONS["edm"]
+    torch.testing.assert_close(edm.scale(level) * level.signal, torch.ones(1000).double(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(edm.scale(level) * level.noise, edm.variable(level), rtol=1e-12, atol=0)
 
 
 def test_variance_preserving_conventions_in_their_own_words():
     """γ of VDM gives α² = sigmoid(−γ); λ of DPM-Solver is log(√ᾱ/√(1−ᾱ))."""
     schedule = cosine_schedule()
-    alpha_bar, noise = schedule.alpha_bar(STEPS), schedule.one_minus_alpha_bar(STEPS)
+    alpha_bar, noise = schedule.alpha_bar(STEPS), schedule.level(STEPS).noise_var
     torch.testing.assert_close(torch.sigmoid(-convert(alpha_bar, "ho", "vdm")), alpha_bar, rtol=1e-12, atol=0)
     expected = (alpha_bar.sqrt() / noise.sqrt()).log()
     torch.testing.assert_close(convert(alpha_bar, "ho", "dpm_solver"), expected, rtol=1e-11, atol=1e-12)

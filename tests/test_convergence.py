@@ -10,13 +10,12 @@ from torch.testing import assert_close
 
 from ddpm_nb.convergence import (
     coarsened,
-    driven,
     expected_after,
     finite_differences,
     flow_map,
     power_law,
 )
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.sampling import DDIM, Ancestral
@@ -61,7 +60,7 @@ def scheme(name: str, n: int, stop: float = STOP, sde: VPSDE = SDE):
 def weak_error(name: str, n: int, stop: float = STOP, sde: VPSDE = SDE) -> float:
     kernel, times = scheme(name, n, stop, sde)
     if name in ("DDIM", "Heun"):
-        ends = driven(kernel, LINE, times, torch.zeros(n))
+        ends = last(walk(kernel, LINE, times, noise=torch.zeros(n))).x
         found = SPACING * density(1.0, sde) @ observables(ends)
     else:
         found = expected_after(observables, kernel, LINE, density(1.0, sde), times)
@@ -73,7 +72,7 @@ def strong_errors(name: str, sizes, stop: float = STOP, sde: VPSDE = SDE) -> lis
 
     def end(n: int, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         kernel, times = scheme(name, n, stop, sde)
-        return driven(kernel, x, times, z)
+        return last(walk(kernel, x, times, noise=z)).x
 
     if name in ("DDIM", "Heun"):
         exact, mass = flow_map(sde, DATA, LINE, 1.0, stop), SPACING * density(1.0, sde)
@@ -132,7 +131,8 @@ def test_coarse_noise_is_the_fine_noise_summed():
 
     def end(noise):
         n = len(noise)
-        return driven(lambda x, s, t: Gaussian(x, 1 / n), torch.zeros(20_000, 1), range(n, -1, -1), noise)
+        start = torch.zeros(20_000, 1, dtype=torch.float64)
+        return last(walk(lambda x, s, t: Gaussian(x, 1 / n), start, range(n, -1, -1), noise=noise)).x
 
     assert_close(end(z), end(coarse), rtol=1e-10, atol=1e-10)
     with pytest.raises(ValueError, match="factor = 5: expected a divisor of the 64 steps"):
@@ -222,7 +222,7 @@ def test_down_to_the_data_the_law_of_the_ancestral_sampler_errs_like_log_n_over_
 def test_ancestral_noise_near_the_data_is_short_by_one_over_t():
     schedule = observed(SDE, [k / 1000 for k in range(1, 1001)])
     for t in (1, 2, 3, 5, 10):
-        ratio = (schedule.posterior_var(t - 1, t) / schedule.beta(t)).item()
+        ratio = (posterior_var(*schedule.levels(t - 1, t)) / schedule.beta(t)).item()
         assert ratio == pytest.approx((t - 1) / t, abs=0.06)
 
 

@@ -3,6 +3,7 @@ import hashlib
 import http.server
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from ddpm_nb import data
-from ddpm_nb.data import DATASETS, DataError, DatasetCard, load_dataset, load_labels
+from ddpm_nb.data import DATASETS, DataError, Dataset, IDXFiles, load_dataset, load_labels
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 REAL = Path(os.environ.get("DDPM_NB_DATA") or Path(__file__).parents[2] / "shared" / "data" / "fashion-mnist")
@@ -40,12 +41,17 @@ def contents() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def small(monkeypatch, contents) -> DatasetCard:
+def small(monkeypatch, contents) -> dict[str, str]:
     """'mnist' is the small set for the length of a test."""
     md5 = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in contents.items()}
-    card = DatasetCard(28, 256, DATASETS["mnist"].classes, "http://127.0.0.1:9/", md5)
-    monkeypatch.setitem(DATASETS, "mnist", card)
-    return card
+    served_at(monkeypatch, "http://127.0.0.1:9/", md5)
+    return md5
+
+
+def served_at(monkeypatch, url: str, md5: dict[str, str]) -> None:
+    """Let 'mnist' be the files with these sums at an address."""
+    card = replace(DATASETS["mnist"], load=IDXFiles("mnist", url, md5))
+    monkeypatch.setitem(DATASETS._entries, "mnist", card)
 
 
 @pytest.fixture(params=["plain", "gzipped", "in a folder of the set's name"])
@@ -204,8 +210,7 @@ class Server:
 def server(monkeypatch, contents, small):
     server = Server()
     server.files = {f"{name}.gz": gzip.compress(content) for name, content in contents.items()}
-    card = DatasetCard(small.side, small.levels, small.classes, server.url, small.md5)
-    monkeypatch.setitem(DATASETS, "mnist", card)
+    served_at(monkeypatch, server.url, small)
     yield server
     server.close()
 
@@ -279,3 +284,21 @@ def test_without_a_server_the_error_says_what_to_do(small, cache):
 def test_digits_need_neither_network_nor_folder(monkeypatch):
     monkeypatch.setattr(data, "_downloaded", lambda *args: pytest.fail("downloads"))
     assert len(load_dataset("digits")) + len(load_dataset("digits", split="test")) == 1797
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 1, 8, 8), r"images of shape \(3, 1, 8, 8\) .*expected float32 \(n, 3, 4, 4\)"),
+        (torch.zeros(3, 3, 4, 4, dtype=torch.uint8), "dtype torch.uint8; expected float32"),
+        (torch.full((3, 3, 4, 4), 255.0), r"values from 255 to 255; expected them in \[−1, 1\]"),
+        (torch.full((3, 3, 4, 4), torch.nan), "values from nan to nan"),
+    ],
+)
+def test_an_entry_that_does_not_deliver_what_it_says_is_refused(images, message):
+    DATASETS.register("own", Dataset(4, 3, 256, ("one",), lambda split, root: (images, torch.zeros(3))))
+    try:
+        with pytest.raises(DataError, match=message):
+            load_dataset("own")
+    finally:
+        DATASETS.remove("own")

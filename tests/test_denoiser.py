@@ -8,17 +8,14 @@ from torch.testing import assert_close
 
 from ddpm_nb.denoiser import (
     EPS,
+    PARAMETERIZATIONS,
     SCORE,
-    STATE,
     X0,
     NetworkDenoiser,
     Parameterization,
     V,
-    Weights,
+    check_process,
     clipped,
-    estimate,
-    noise_weights,
-    parameterization,
     predicted_noise,
     thresholded,
 )
@@ -39,7 +36,7 @@ def every_step(q, draw):
     t = torch.arange(1, q.schedule.T + 1)
     x_0, eps = draw(len(t), 3), draw(len(t), 3, seed=1)
     signal = q.schedule.alpha_bar(t).sqrt()[:, None]
-    noise = q.schedule.one_minus_alpha_bar(t).sqrt()[:, None]
+    noise = q.schedule.level(t).noise[:, None]
     return x_0, eps, t, signal, noise, signal * x_0 + noise * eps
 
 
@@ -185,33 +182,33 @@ def test_thresholding_scales_an_estimate_that_is_too_large_and_leaves_the_others
 
 
 @pytest.mark.parametrize("p", ALL, ids=repr)
-def test_weights_of_an_estimate_and_of_its_noise_explain_x_t(q, draw, p):
+def test_an_estimate_and_its_noise_explain_x_t(q, draw, p):
     x_t, y = draw(4, 3), draw(4, 3, seed=1)
     denoise = NetworkDenoiser(lambda x, t: y, p, q)
     for t in (1, 2, q.schedule.T):
-        signal, noise = q.schedule.alpha_bar(t).sqrt(), q.schedule.one_minus_alpha_bar(t).sqrt()
-        x_0, answer = estimate(denoise, x_t, t)
-        eps = noise_weights(q, x_0, t).of(x_t, answer)
-        scale = (1 + denoise(x_t, t).abs().max() + eps.abs().max()).item()
-        assert_close(signal * x_0.of(x_t, answer) + noise * eps, x_t, rtol=0.0, atol=1e-14 * scale)
-        assert_close(eps, predicted_noise(q, lambda x, t: denoise(x, t), x_t, t), rtol=1e-9, atol=1e-12 * scale)
-        # Exact where the network says ε itself, to the rounding of 1 − √ᾱ/√ᾱ.
-        assert p is not EPS or (eps - y).abs().max() < 1e-14 / noise
+        level = q.schedule.level(t)
+        x_0, eps = denoise(x_t, t), predicted_noise(q, denoise, x_t, t)
+        scale = (1 + x_0.abs().max() + eps.abs().max()).item()
+        assert_close(level.signal * x_0 + level.noise * eps, x_t, rtol=0.0, atol=1e-14 * scale)
+        # ε̂ by way of x̂_0 divides its rounding by √(1 − ᾱ).
+        assert_close(eps, p.eps(q, y, x_t, t), rtol=1e-9, atol=1e-15 * scale / level.noise)
 
 
-def test_combinations_follow_the_algebra_of_what_they_combine(draw):
-    x, y = draw(4, 3), draw(4, 3, seed=1)
-    a, b = Weights(0.3, -1.2), Weights(2.0, 0.7)
-    assert_close((2.0 * a - b / 4.0 + STATE).of(x, y), 2 * a.of(x, y) - b.of(x, y) / 4 + x)
-    each = Weights(torch.tensor([1.0, 2.0, 3.0, 4.0]).double(), torch.zeros(4).double())
-    assert_close((each + a).of(x, y)[2], 3.3 * x[2] - 1.2 * y[2])
+@pytest.mark.parametrize("wrap", [lambda d: d, clipped, thresholded, lambda d: clipped(thresholded(d))])
+def test_a_denoiser_of_another_forward_process_is_refused(wrap):
+    ours, same, theirs = (GaussianDiffusion(cosine_schedule(T)) for T in (20, 20, 21))
+    denoise = wrap(NetworkDenoiser(Recorder(), EPS, ours))
+    check_process(same, denoise)
+    check_process(theirs, lambda x_t, t: x_t)  # it knows no process of its own
+    with pytest.raises(ValueError, match=r"q: a schedule of T = 21 steps .* the denoiser's has T = 20"):
+        check_process(theirs, denoise)
 
 
 def test_parameterizations_by_name():
-    assert [parameterization(p.name) for p in ALL] == ALL
+    assert [PARAMETERIZATIONS[p.name] for p in ALL] == ALL
     assert [repr(p) for p in ALL] == ["EPS", "X_0", "V", "SCORE"]
     with pytest.raises(ValueError, match=r"parameterization = 'x0': expected one of .*did you mean 'x_0'"):
-        parameterization("x0")
+        PARAMETERIZATIONS["x0"]
 
 
 def test_arguments_in_another_order_are_refused(q):
@@ -222,7 +219,7 @@ def test_arguments_in_another_order_are_refused(q):
 
 def test_a_new_target_is_two_numbers(draw):
     # Half of each: y = (x_0 + ε)/2 is solvable wherever signal and noise differ.
-    half = Parameterization("half", lambda q, t: (q.alpha_bar(t) * 0 + 0.5, q.alpha_bar(t) * 0 + 0.5))
+    half = Parameterization("half", lambda level: (0.5, 0.5))
     q = GaussianDiffusion(NoiseSchedule.from_betas([0.1, 0.7]))
     x_0, eps = draw(4, 2), draw(4, 2, seed=1)
     for t in (1, 2):

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian, observe
-from ddpm_nb.schedule import NoiseSchedule, linear_schedule
+from ddpm_nb.schedule import NoiseSchedule, added_var, linear_schedule
 
 BETAS = st.lists(st.floats(1e-4, 0.99), min_size=3, max_size=8)
 
@@ -88,8 +88,8 @@ def test_posterior_at_step_0_is_exactly_the_data(q, draw, dtype):
 def test_posterior_is_bayes_rule_on_the_marginal(q, draw):
     x_0, x_t = draw(4, 2), draw(4, 2, seed=1)
     for s, t in pairs(q.schedule.T):
-        prior, factor = q.marginal(x_0, s), q.schedule.alpha_between(s, t).sqrt()
-        expected = observe(prior, factor, q.schedule.beta_between(s, t), x_t)
+        before, here = q.schedule.levels(s, t)
+        expected = observe(q.marginal(x_0, s), here.signal / before.signal, added_var(before, here), x_t)
         assert_close(q.posterior(x_0, x_t, s, t).mean, expected.mean, rtol=1e-11, atol=1e-11)
         assert_close(q.posterior(x_0, x_t, s, t).var, expected.var, rtol=1e-12, atol=0.0)
 

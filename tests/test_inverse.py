@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_mean, posterior_var
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian, conditional, observe
 from ddpm_nb.inverse import (
@@ -37,7 +37,7 @@ from ddpm_nb.inverse import (
     posterior_errors,
 )
 from ddpm_nb.sampling import DDIM, Ancestral, grid, last, walk
-from ddpm_nb.schedule import NoiseSchedule, PlainLevels, cosine_schedule, linear_schedule
+from ddpm_nb.schedule import Level, NoiseSchedule, added_var, cosine_schedule, linear_schedule
 
 DOUBLE = torch.float64
 
@@ -208,7 +208,7 @@ def test_the_null_space_is_the_priors(sigma_y: float, y: float, seed: int):
 def test_denoiser_of_the_posterior_is_the_conditional_mean():
     """E[x_0 | x_t, y] by two observations in a row, against both observations at once."""
     t, sigma_y = 300, 0.4
-    alpha_bar, noise = Q.schedule.alpha_bar(t), Q.schedule.one_minus_alpha_bar(t).item()
+    alpha_bar, noise = Q.schedule.alpha_bar(t), Q.schedule.level(t).noise_var
     x_t, y = normal(5, 2), normal(5, 1, seed=1)
     found = exact_posterior(PRIOR, Measurement(SLANTED, y, sigma_y)).denoiser(Q)(x_t, t)
     scale = noise**0.5 / sigma_y  # brings both noises to one variance
@@ -223,10 +223,10 @@ def test_denoiser_of_the_posterior_is_the_conditional_mean():
 @pytest.mark.parametrize("schedule", [linear_schedule(), cosine_schedule(200)], ids=["linear", "cosine"])
 def test_level_of_a_measurement(schedule: NoiseSchedule):
     for t in (0, 1, 2, schedule.T // 2, schedule.T - 1):
-        sigma_y = math.exp(-0.5 * schedule.log_snr(t).item()) if t else 0.0
+        sigma_y = math.exp(-0.5 * schedule.level(t).log_snr) if t else 0.0
         assert denoising_level(schedule, sigma_y) == t
         if t:  # the nearest step, on both sides
-            gap = sigma_y - math.exp(-0.5 * schedule.log_snr(t - 1).item()) * (t > 1)
+            gap = sigma_y - math.exp(-0.5 * schedule.level(t - 1).log_snr) * (t > 1)
             assert denoising_level(schedule, sigma_y - 0.49 * gap) == t
             assert denoising_level(schedule, sigma_y - 0.51 * gap) == t - 1
 
@@ -238,8 +238,8 @@ def test_scaled_measurement_has_the_law_of_its_level():
     alpha_bar = Q.schedule.alpha_bar(start.t)
     torch.testing.assert_close(start.x, alpha_bar.sqrt() * y, rtol=0, atol=1e-15)
     # √ᾱ y = √ᾱ x_0 + √ᾱ σ_y z: its noise is the level's, up to the spacing of the levels
-    spacing = Q.schedule.log_snr(start.t - 1) - Q.schedule.log_snr(start.t)
-    assert abs(math.log(alpha_bar * sigma_y**2 / Q.schedule.one_minus_alpha_bar(start.t))) < 0.55 * spacing
+    spacing = Q.schedule.level(start.t - 1).log_snr - Q.schedule.level(start.t).log_snr
+    assert abs(math.log(alpha_bar * sigma_y**2 / Q.schedule.level(start.t).noise_var)) < 0.55 * spacing
 
 
 def test_denoising_walk_of_a_gaussian_is_its_posterior():
@@ -247,9 +247,9 @@ def test_denoising_walk_of_a_gaussian_is_its_posterior():
     v, t = 0.4, 200
     prior = GaussianMixture(torch.ones(1), torch.full((1, 1), 0.3), torch.full((1,), v, dtype=DOUBLE))
 
-    def exact_variance(levels: PlainLevels, s: int, t: int) -> float:
-        on_x_0 = levels.alpha_bar(s) ** 0.5 * levels.beta_between(s, t) / levels.one_minus_alpha_bar(t)
-        return levels.posterior_var(s, t) + on_x_0**2 * gaussian_spread(v)(Q.schedule, t).item()
+    def exact_variance(before: Level, here: Level) -> float:
+        on_x_0, _ = posterior_mean(before, here)
+        return posterior_var(before, here) + on_x_0**2 * gaussian_spread(v)(here)
 
     def follow(start: int, y: float) -> tuple[float, float]:
         kernel = Ancestral(Q, prior.denoiser(Q), exact_variance)
@@ -259,7 +259,7 @@ def test_denoising_walk_of_a_gaussian_is_its_posterior():
             slope = (law.mean[1] - law.mean[0]).item()
             mean, var = law.mean[0].item(), slope**2 * var + law.var.item()
         # the last step answers the mean of x_0 given x_1 and leaves out its variance
-        return mean, var + gaussian_spread(v)(Q.schedule, 1).item()
+        return mean, var + gaussian_spread(v)(Q.schedule.level(1))
 
     sigma_y = Q.schedule.snr(t).rsqrt().item()
     y = torch.tensor([[1.2]], dtype=DOUBLE)
@@ -282,7 +282,7 @@ def test_denoising_walk_samples_the_posterior():
     t, n = 89, 20_000
     sigma_y = Q.schedule.snr(t).rsqrt().item()
     m = measure(BOTH, PRIOR.sample(n, seeded()), sigma_y, seeded(1))
-    kernel = Ancestral(Q, PRIOR.denoiser(Q), NoiseSchedule.beta_between)
+    kernel = Ancestral(Q, PRIOR.denoiser(Q), added_var)
 
     def z(level: int) -> float:
         x = Q.schedule.alpha_bar(level).sqrt() * m.y
@@ -346,7 +346,7 @@ def test_guidance_is_the_gradient_it_says(operator: Operator):
     t, sigma_y, denoise = 250, 0.3, PRIOR.denoiser(Q)
     A, x = operator.matrix(), normal(4, 2).requires_grad_()
     m = Measurement(operator, normal(4, len(A), seed=2), sigma_y)
-    noise = Q.schedule.one_minus_alpha_bar(t)
+    noise = Q.schedule.level(t).noise_var
     for spread, r2 in ((no_spread, 0.0), (gaussian_spread(), noise)):
         law = torch.distributions.MultivariateNormal(
             denoise(x, t) @ A.mT, r2 * A @ A.mT + sigma_y**2 * torch.eye(len(A), dtype=DOUBLE)
@@ -440,7 +440,7 @@ def test_replacement_writes_the_level_of_the_measurement():
     alpha_bar = Q.schedule.alpha_bar(400)
     torch.testing.assert_close(law.mean[:, 0], (alpha_bar.sqrt() * 0.9).expand(3), rtol=0, atol=1e-15)
     total = law.var[0].item() + alpha_bar * sigma_y**2  # the noise written in, and the noise in y
-    assert total.item() == pytest.approx(Q.schedule.one_minus_alpha_bar(400).item(), abs=1e-15)
+    assert total.item() == pytest.approx(Q.schedule.level(400).noise_var, abs=1e-15)
     assert torch.equal(law.mean[:, 1], free.mean[:, 1]) and law.var[1] == free.var
     below = Replacement(kernel, Q, m)(x_t, level - 1, level)
     assert torch.equal(below.mean, kernel(x_t, level - 1, level).mean)

@@ -50,10 +50,10 @@ def test_iterations_shrink_the_error_and_one_of_them_is_the_explicit_step(draw):
     losses = [loss(n) for n in (1, 2, 4, 8)]
     assert all(b < 0.6 * a for a, b in pairwise(losses))
     assert loss(1, 200) < 0.6 * loss(1, 50)  # of first order, by itself
-    level = Q.schedule
+    level = Q.schedule.level(30)
     (state,) = encode(Q, denoise, x_0, [30, 0], iterations=1)
-    guess = level.alpha_bar(30).sqrt() * x_0
-    expected = guess + level.one_minus_alpha_bar(30).sqrt() * predicted_noise(Q, denoise, guess, 30)
+    guess = level.signal * x_0
+    expected = guess + level.noise * predicted_noise(Q, denoise, guess, 30)
     assert_close(state.x, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -81,7 +81,7 @@ def test_the_arc_keeps_length_and_ends(draw):
     [
         (lambda x: great_circle(x, 2 * x, [0.5]), "a, b: expected two latents that are not multiples"),
         (lambda x: great_circle(x, 0 * x, [0.5]), "a, b: expected two latents that are not multiples"),
-        (lambda x: encode(Q, LAW.denoiser(Q), x, [0, 5]), r"times = \[0, 5\]: expected at least two strictly falling"),
+        (lambda x: encode(Q, LAW.denoiser(Q), x, [0, 5]), r"times = \[0, 5\]: expected at least two strictly decreasing"),
         (lambda x: encode(Q, LAW.denoiser(Q), x, [5, 0], 0), "iterations = 0: expected a whole number of at least 1"),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_breach_is_seen_in_every_form_of_import(name, line, breach):
 
 
 def test_a_folder_of_modules_is_one_module():
-    source = "from .compare import near\nfrom ..gaussian import Gaussian\nfrom ddpm_nb.exercises import chapter_1"
-    assert imports(source, "ddpm_nb.exercises") == {"exercises", "gaussian"}
-    assert breaches("exercises", source, "ddpm_nb.exercises") == set()
-    assert breaches("bound", "from ddpm_nb.exercises.compare import near") == {"exercises"}
+    source = "from .compare import near\nfrom ..gaussian import Gaussian\nfrom ddpm_nb.book.exercises import chapter_1"
+    assert imports(source, "ddpm_nb.book.exercises") == {"exercises", "gaussian"}
+    assert breaches("exercises", source, "ddpm_nb.book.exercises") == set()
+    assert breaches("bound", "from ddpm_nb.book.exercises.compare import near") == {"exercises"}

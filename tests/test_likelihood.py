@@ -164,7 +164,7 @@ def test_a_network_is_asked_at_uT_and_its_answer_is_converted_at_u(target):
         assert_close(t, torch.full_like(t, float(t[0])))
         chain = GaussianDiffusion(observed(sde, [t[0].item() / T]))
         x_0 = data.denoiser(chain)(x, 1)
-        signal, noise = chain.schedule.alpha_bar(1).sqrt(), chain.schedule.one_minus_alpha_bar(1).sqrt()
+        signal, noise = chain.schedule.alpha_bar(1).sqrt(), chain.schedule.level(1).noise
         return target.target(chain, x_0, (x - signal * x_0) / noise, 1)
 
     eps = network_eps(sde, network, target, T)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from ddpm_nb.nets import MLP, UNet, time_embedding
+from ddpm_nb.nets import MLP, NETWORKS, UNet, time_embedding
 
 CASES = {
     "8x8": (lambda: UNet(8), (1, 8, 8)),
@@ -104,11 +104,13 @@ def test_a_few_steps_fit_a_batch(case, draw):
     assert losses[-1] < 0.2 * losses[0]
 
 
-def test_the_configuration_rebuilds_the_network(case, draw):
-    network, event = awake(case[0]), case[1]
-    copy = type(network)(**network.config)
+@pytest.mark.parametrize(("channels", "side"), [(1, 8), (1, 28), (3, 16), (3, 32), (1, 14)])
+def test_a_registered_network_is_sized_for_its_images(channels, side, draw):
+    network = awake(NETWORKS["unet"](channels, side))
+    x, t = draw(2, channels, side, side, dtype=torch.float32), torch.tensor([1, 5])
+    assert network(x, t).shape == x.shape
+    copy = NETWORKS["unet"](channels, side)
     copy.load_state_dict(network.state_dict())
-    x, t = draw(2, *event, dtype=torch.float32), torch.tensor([1, 5])
     assert torch.equal(copy(x, t), network(x, t))
 
 

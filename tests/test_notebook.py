@@ -8,18 +8,18 @@ import torch
 
 import ddpm_nb
 from ddpm_nb.arguments import choose, nearest, whole_number
-from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.notebook import (
+from ddpm_nb.book.notebook import (
     at_least,
     between,
     check_parameters,
     describe_device,
     one_of,
-    precision_for,
     provenance,
     show_source,
 )
+from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.gaussian import Gaussian
+from ddpm_nb.precision import precision_for
 
 CELL = """
 steps: int = 300  # optimization steps
@@ -88,7 +88,7 @@ def test_wrong_defaults_are_refused_too():
 
 
 def test_a_check_of_a_name_that_is_no_parameter_is_refused():
-    with pytest.raises(ValueError, match=r"check of an undeclared parameter 'step' \(did you mean 'steps'\?\)"):
+    with pytest.raises(ValueError, match=r"condition on an undeclared parameter 'step' \(did you mean 'steps'\?\)"):
         run(step=at_least(1))
 
 

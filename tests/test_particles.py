@@ -11,11 +11,11 @@ from torch import Tensor
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.inverse import (
-    Cloud,
     Likelihood,
     Mask,
     Matrix,
     Measurement,
+    Particles,
     exact_posterior,
     gaussian_spread,
     no_spread,
@@ -42,7 +42,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=DOUBLE, generator=seeded(seed))
 
 
-def final(likelihood: Likelihood, x_T: Tensor, times, particles: int, seed: int = 1) -> Cloud:
+def final(likelihood: Likelihood, x_T: Tensor, times, particles: int, seed: int = 1) -> Particles:
     *_, cloud = twisted_walk(likelihood, x_T, times, particles, seeded(seed))
     return cloud
 
@@ -170,7 +170,7 @@ def test_resampling_leaves_good_weights_alone():
 def test_a_cloud_counts_and_draws_by_weight():
     weights = torch.tensor([[0.5, 0.25], [0.5, 0.25], [0.0, 0.25], [0.0, 0.25]], dtype=DOUBLE)
     x = torch.arange(8.0).reshape(8, 1)  # particle p of problem i is row 2 p + i
-    cloud = Cloud(x, 0, weights.log(), torch.zeros(2))
+    cloud = Particles(x, 0, weights.log(), torch.zeros(2))
     torch.testing.assert_close(cloud.effective(), torch.tensor([2.0, 4.0], dtype=DOUBLE))
     drawn = cloud.draw(4000, seeded())
     assert drawn.shape == (4000, 2, 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_nb import plots
+from ddpm_nb.book import plots
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_an_animation_holds_every_frame_and_stops(shown):
 
 
 def test_a_choice_is_made_of_buttons_and_pictures_with_text(shown):
-    plots.choose({"5": grey(-1.0), "<10>": grey(1.0)}, columns=2, name="steps", alt="Four squares.")
+    plots.show_choices({"5": grey(-1.0), "<10>": grey(1.0)}, columns=2, name="steps", alt="Four squares.")
     page = shown[0][0]["text/html"]
     assert shown[0][0]["text/plain"] == "Pictures to choose from: Four squares."
     assert len(re.findall(r'<input type="radio" name="choose-steps"', page)) == 2
@@ -63,7 +63,7 @@ def test_a_choice_is_made_of_buttons_and_pictures_with_text(shown):
     [
         lambda: plots.animate([grey(0.0)], 2, " "),
         lambda: plots.animate([], 2, "nothing"),
-        lambda: plots.choose({"a": grey(0.0)}, 2, "steps", ""),
+        lambda: plots.show_choices({"a": grey(0.0)}, 2, "steps", ""),
     ],
 )
 def test_no_picture_without_words(fails):

@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian, conditional
-from ddpm_nb.schedule import cosine_schedule, linear_schedule
+from ddpm_nb.schedule import added_var, cosine_schedule, linear_schedule
 
 F64 = torch.float64
 CHAINS = [linear_schedule(1000), cosine_schedule(1000), linear_schedule(7, 0.1, 0.6)]
@@ -43,8 +43,9 @@ def test_posterior_conditions_the_joint_gaussian_of_the_pair(schedule):
     q = GaussianDiffusion(schedule)
     x_0, x_t = numbers(0.7, -0.4)
     for s, t in [(0, 1), (1, 2), (0, schedule.T), (2, schedule.T - 1), (schedule.T - 1, schedule.T)]:
-        shared = schedule.alpha_between(s, t).sqrt() * schedule.one_minus_alpha_bar(s)
-        cov = torch.stack([schedule.one_minus_alpha_bar(s), shared, shared, schedule.one_minus_alpha_bar(t)])
+        before, here = schedule.levels(s, t)
+        shared = here.signal / before.signal * before.noise_var
+        cov = torch.tensor([before.noise_var, shared, shared, here.noise_var], dtype=F64)
         means = torch.stack([q.marginal(x_0, s).mean, q.marginal(x_0, t).mean])
         mean, var = conditional(means, cov.reshape(2, 2), [1], x_t[None])
         law = q.posterior(x_0, x_t, s, t)
@@ -71,8 +72,8 @@ def test_weights_of_the_posterior_mean(schedule):
     torch.testing.assert_close(on_x_0 + on_x_t, (a + b) / (1 + a * b), rtol=1e-12, atol=0)
     torch.testing.assert_close(1 - on_x_0 - on_x_t, (1 - a) * (1 - b) / (1 + a * b), rtol=0, atol=1e-13)
     torch.testing.assert_close(on_x_0 + schedule.alpha_bar(t).sqrt() * on_x_t, b, rtol=1e-12, atol=0)
-    noise = on_x_t**2 * schedule.one_minus_alpha_bar(t) + schedule.posterior_var(t - 1, t)
-    torch.testing.assert_close(noise, schedule.one_minus_alpha_bar(t - 1), rtol=1e-12, atol=1e-300)
+    noise = on_x_t**2 * schedule.level(t).noise_var + posterior_var(*schedule.levels(t - 1, t))
+    torch.testing.assert_close(noise, schedule.level(t - 1).noise_var, rtol=1e-12, atol=1e-300)
 
 
 @pytest.mark.parametrize("schedule", CHAINS)
@@ -81,8 +82,8 @@ def test_posterior_mean_written_in_the_noise(schedule):
     x_0, eps = torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(1), dtype=F64)
     for s, t in [(0, 1), (1, 2), (0, 4), (3, 6), (schedule.T // 2, schedule.T // 2 + 1)]:
         x_t = q.diffuse(x_0, eps, t)
-        beta, alpha = schedule.beta_between(s, t), schedule.alpha_between(s, t)
-        mean = (x_t - beta / schedule.one_minus_alpha_bar(t).sqrt() * eps) / alpha.sqrt()
+        before, here = schedule.levels(s, t)
+        mean = (x_t - added_var(before, here) / here.noise * eps) * before.signal / here.signal
         torch.testing.assert_close(q.posterior(x_0, x_t, s, t).mean, mean, rtol=1e-11, atol=1e-11)
 
 
@@ -122,7 +123,8 @@ def test_reverse_kernel_is_bayes_rule_on_densities(law, schedule):
     x_t = torch.tensor([0.3, -0.6], dtype=F64)
     for s, t in [(0, 3), (2, 5), (schedule.T // 2, schedule.T - 1), (schedule.T - 1, schedule.T)]:
         # x_s where the kernel lives: as far from x_t/√α as the step is wide
-        near = x_t / schedule.alpha_between(s, t).sqrt() + schedule.beta_between(s, t).sqrt() * x_s
+        before, here = schedule.levels(s, t)
+        near = x_t * before.signal / here.signal + added_var(before, here) ** 0.5 * x_s
         bayes = law.diffused(q, s).log_prob(near) - law.diffused(q, t).log_prob(x_t[None])
         bayes = bayes + q.transition(near, s, t).log_prob(x_t)
         torch.testing.assert_close(law.reverse_kernel(q, x_t, s, t).log_prob(near), bayes, rtol=1e-9, atol=1e-9)
@@ -138,7 +140,7 @@ def test_reverse_kernel_moments_come_from_those_of_the_data(law):
         torch.testing.assert_close(data.mean(), best[0], rtol=0, atol=1e-11)
         torch.testing.assert_close(kernel.mean(), q.posterior(best, x_t[None], s, t).mean[0], rtol=0, atol=1e-11)
         weight = q.posterior(torch.ones(1, dtype=F64), torch.zeros(1, dtype=F64), s, t).mean
-        total = schedule.posterior_var(s, t) * torch.eye(2, dtype=F64) + weight**2 * data.covariance()
+        total = posterior_var(*schedule.levels(s, t)) * torch.eye(2, dtype=F64) + weight**2 * data.covariance()
         torch.testing.assert_close(kernel.covariance(), total, rtol=0, atol=1e-12)
 
 
@@ -146,13 +148,14 @@ def test_reverse_kernel_moments_come_from_those_of_the_data(law):
 def test_variance_of_the_reverse_kernel_of_gaussian_data(schedule):
     q, x_t = GaussianDiffusion(schedule), torch.tensor([0.3], dtype=F64)
     for s, t in [(1, 2), (2, 6), (schedule.T - 1, schedule.T)]:
-        expected = {1e-14: schedule.posterior_var(s, t), 1.0: schedule.beta_between(s, t)}
-        expected[1e12] = schedule.beta_between(s, t) / schedule.alpha_between(s, t)  # beyond β: v is not bounded by 1
+        expected = {1e-14: posterior_var(*schedule.levels(s, t)), 1.0: added_var(*schedule.levels(s, t))}
+        before, here = schedule.levels(s, t)
+        expected[1e12] = added_var(before, here) * (before.signal / here.signal) ** 2  # beyond β: v is not bounded by 1
         for v, var in expected.items():
             if v == 1e12 and schedule.alpha_bar(t) < 1e-3:
                 continue  # v too small a number next to so much noise
             law = GaussianMixture(torch.ones(1), torch.zeros(1, 1), torch.tensor([v], dtype=F64))
-            torch.testing.assert_close(law.reverse_kernel(q, x_t, s, t).covariance()[0, 0], var, rtol=1e-8, atol=0)
+            assert law.reverse_kernel(q, x_t, s, t).covariance().item() == pytest.approx(var, rel=1e-8)
 
 
 def test_reverse_kernel_becomes_gaussian_with_the_third_power_of_the_step():
@@ -165,7 +168,7 @@ def test_reverse_kernel_becomes_gaussian_with_the_third_power_of_the_step():
         log = kernel.log_prob(grid[:, None])
         gap = log - Gaussian(kernel.mean(), kernel.covariance()[0]).log_prob(grid)
         kl = torch.trapezoid(log.exp() * gap, grid)
-        points.append((math.log(q.schedule.beta_between(t - stride, t)), math.log(kl)))
+        points.append((math.log(added_var(*q.schedule.levels(t - stride, t))), math.log(kl)))
     slopes = [(d[1] - c[1]) / (d[0] - c[0]) for c, d in pairwise(points)]
     assert slopes == pytest.approx([3, 3], abs=0.15)
 

@@ -39,7 +39,7 @@ def test_a_card_is_that_of_the_shipped_file(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_are_far_nearer_to_the_data_than_noise_is(name):
     model, space = load_model(name), load_features(name)
-    noise = torch.randn(200, *model.network.event, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(200, *model.event, generator=torch.Generator().manual_seed(0))
     images = last(walk(DDIM(model.q, clipped(model.denoiser)), noise, grid(model.q.schedule.T, 10))).x
     distance = [Moments.of(space(x)).frechet_distance(space.test) for x in (images, noise.clamp(-1, 1))]
     assert distance[0] < 0.25 * distance[1]

@@ -6,15 +6,16 @@ import torch
 from torch.testing import assert_close
 
 import ddpm_nb
+from ddpm_nb.book.printed import fireflies, malhotra, malhotra_as_printed, roysdon, vilhes
+from ddpm_nb.convergence import delivered_variance
 from ddpm_nb.denoiser import EPS, NetworkDenoiser, clipped
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.measured import frechet_after, measured
 from ddpm_nb.metrics import Moments
 from ddpm_nb.pretrained import load_features
-from ddpm_nb.printed import fireflies, malhotra, malhotra_as_printed, roysdon, vilhes
-from ddpm_nb.quality import delivered_variance, frechet_after, measured
 from ddpm_nb.sampling import DDIM, Ancestral, grid, last, walk
-from ddpm_nb.schedule import NoiseSchedule, linear_schedule
+from ddpm_nb.schedule import NoiseSchedule, added_var, linear_schedule
 
 BETAS = torch.tensor([0.02, 0.3, 0.05, 0.5, 0.11, 0.27], dtype=torch.float64)
 Q = GaussianDiffusion(NoiseSchedule.from_betas(BETAS))
@@ -26,20 +27,17 @@ def network(x, t):
 
 
 def walked(kernel, x, z):
-    """A walk with given noise."""
-    for t in range(len(BETAS), 0, -1):
-        law = kernel(x, t - 1, t)
-        x = law.mean + law.var.sqrt() * z[t - 1]
-    return x
+    """A walk with given noise; z[0] is that of the last step."""
+    return last(walk(kernel, x, grid(len(BETAS), len(BETAS)), noise=z.flip(0))).x
 
 
 @pytest.mark.parametrize(
     ("printed", "variance", "clip"),
     [
-        (roysdon, NoiseSchedule.posterior_var, False),
-        (vilhes, NoiseSchedule.beta_between, False),
-        (malhotra, NoiseSchedule.beta_between, False),
-        (fireflies, NoiseSchedule.posterior_var, True),
+        (roysdon, posterior_var, False),
+        (vilhes, added_var, False),
+        (malhotra, added_var, False),
+        (fireflies, posterior_var, True),
     ],
 )
 def test_the_printed_loops_are_walks_of_the_ancestral_kernel(draw, printed, variance, clip):
@@ -52,7 +50,7 @@ def test_the_printed_loops_are_walks_of_the_ancestral_kernel(draw, printed, vari
 def test_to_the_letter_the_last_step_of_malhotra_leaves_noise_in_a_single_data_point(draw):
     # Exact noise for data at 0.3: x = √ᾱ 0.3 + √(1−ᾱ) ε. Asked at the right step every loop returns the point.
     def predict(x, t):
-        return (x - Q.schedule.alpha_bar(t).sqrt() * 0.3) / Q.schedule.one_minus_alpha_bar(t).sqrt()
+        return (x - Q.schedule.alpha_bar(t).sqrt() * 0.3) / Q.schedule.level(t).noise
 
     x, z = draw(5, 2), draw(len(BETAS), 5, 2, seed=1)
     for loop in (roysdon, vilhes, malhotra, fireflies):
@@ -63,7 +61,7 @@ def test_to_the_letter_the_last_step_of_malhotra_leaves_noise_in_a_single_data_p
 def test_the_delivered_variance_is_that_of_samples(rng):
     v = torch.tensor([[0.04, 1.0, 4.0]], dtype=torch.float64)
     denoise = GaussianMixture([1.0], torch.zeros(1, 3), v).denoiser(Q)
-    for kernel in (Ancestral(Q, denoise), DDIM(Q, denoise), Ancestral(Q, denoise, NoiseSchedule.beta_between)):
+    for kernel in (Ancestral(Q, denoise), DDIM(Q, denoise), Ancestral(Q, denoise, added_var)):
         exact = delivered_variance(kernel, grid(6, 3), 3)
         x = last(walk(kernel, torch.randn(40_000, 3, generator=rng(1), dtype=torch.float64), grid(6, 3), rng(2))).x
         assert_close(x.var(0), exact, rtol=5 * (2 / 40_000) ** 0.5, atol=0.0)
@@ -76,7 +74,7 @@ def test_with_the_exact_denoiser_the_larger_variance_is_the_nearer_whatever_the_
     denoise = GaussianMixture([1.0], torch.zeros(1, 6), v).denoiser(q)
     small, large = (
         delivered_variance(Ancestral(q, denoise, choice), grid(1000, steps), 6) / v[0]
-        for choice in (NoiseSchedule.posterior_var, NoiseSchedule.beta_between)
+        for choice in (posterior_var, added_var)
     )
     assert ((large - 1).abs() < (small - 1).abs()).all()
     assert (small < 1).all()
@@ -94,7 +92,7 @@ def test_the_distance_of_a_walk_is_that_of_its_clipped_samples(draw):
 
 
 def test_the_stored_figures_are_those_of_the_shipped_model():
-    # A new model needs `python book/tools/quality.py fashion_mnist` again.
+    # A new model needs `python book/tools/measure_samplers.py fashion_mnist` again.
     stored = measured("fashion_mnist")
     file = Path(ddpm_nb.__file__).parent / "weights" / "fashion_mnist.safetensors"
     assert stored.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -14,19 +15,22 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from torch.testing import assert_close
 
-from ddpm_nb.__main__ import main
+from ddpm_nb.__main__ import main, options
 from ddpm_nb.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ddpm_nb.data import load_dataset
+from ddpm_nb.precision import memory_format_for
 from ddpm_nb.pretrained import load_model
 from ddpm_nb.recipe import Recipe
+from ddpm_nb.schedule import SCHEDULES, linear_schedule
 from ddpm_nb.training import checkpointed
 
 KILLS = int(os.environ.get("DDPM_NB_KILLS", "2"))  # a run by hand may ask for more
-SHORT = Recipe(steps=6, batch_size=12, warmup=2, parameterization="v", weighting="min_snr", ema_decay=0.9)
+SHORT = Recipe(mixed_precision="no", steps=6, batch_size=12, warmup=2, parameterization="v", weighting="min_snr", ema_decay=0.9)
 
 
 def words(recipe: Recipe) -> list[str]:
-    return [part for name, value in asdict(recipe).items() for part in ("--" + name.replace("_", "-"), str(value))]
+    chosen = {name: value for name, value in asdict(recipe).items() if not isinstance(value, bool)}
+    return [part for name, value in chosen.items() for part in ("--" + name.replace("_", "-"), str(value))]
 
 
 def digest(path: Path) -> str:
@@ -82,12 +86,12 @@ def test_a_resumed_learner_ends_with_the_same_bits(images, tmp_path, cut):
 
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(tmp_path):
     """SIGKILL at random moments, many of them while a checkpoint is being written."""
-    recipe = Recipe(steps=200 + 10 * KILLS, batch_size=8, warmup=0)
+    recipe = Recipe(mixed_precision="no", steps=200 + 10 * KILLS, batch_size=8, warmup=0)
     whole, path = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     main([*words(recipe), "--checkpoint", str(whole), "--save-every", "1000"])
 
     chance = random.Random(0)
-    command = [sys.executable, "-m", "ddpm_nb", *words(recipe), "--checkpoint", str(path), "--save-every", "1"]
+    command = [sys.executable, "-m", "ddpm_nb", "train", *words(recipe), "--checkpoint", str(path), "--save-every", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     reached = [0]
     for _ in range(KILLS):
@@ -186,7 +190,7 @@ def test_broken_weights_never_replace_a_good_checkpoint(images, tmp_path):
         ({"dataset": "fashionmnist"}, r"dataset = 'fashionmnist': .*did you mean 'fashion_mnist'"),
         ({"weighting": "minsnr"}, r"weighting = 'minsnr': .*did you mean 'min_snr'"),
         ({"step_draw": "stratify"}, r"step_draw = 'stratify': .*did you mean 'stratified'"),
-        ({"mixed_precision": "fp8"}, r"mixed_precision = 'fp8': expected one of 'no', 'bf16', 'fp16'"),
+        ({"mixed_precision": "fp8"}, r"mixed_precision = 'fp8': expected one of 'auto', 'no', 'bf16', 'fp16'"),
         ({"parameterization": "epsilon"}, r"parameterization = 'epsilon': .*did you mean 'eps'"),
         ({"steps": 0}, "steps = 0: expected a whole number of at least 1"),
         ({"T": 1}, "T = 1: expected a whole number of at least 2"),
@@ -198,6 +202,44 @@ def test_a_recipe_refuses_what_it_does_not_know(change, message):
 
 
 def test_the_first_weights_are_a_function_of_the_seed():
-    same = [Recipe(seed=seed).network().state_dict() for seed in (3, 3, 4)]
+    same = [Recipe(seed=seed).untrained().state_dict() for seed in (3, 3, 4)]
     assert all(torch.equal(a, b) for a, b in zip(same[0].values(), same[1].values()))
     assert any(not torch.equal(a, b) for a, b in zip(same[0].values(), same[2].values()))
+
+
+def test_precision_is_decided_once_for_notebook_and_command_line(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert Recipe().on(cuda).mixed_precision == "bf16"
+    assert Recipe(mixed_precision="fp16").on(cuda).mixed_precision == "fp16"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert Recipe().on(cuda).mixed_precision == "fp16"
+    assert Recipe().on(torch.device("cpu")).mixed_precision == Recipe().on(torch.device("mps")).mixed_precision == "no"
+    assert memory_format_for(cuda) == torch.channels_last
+    assert memory_format_for(torch.device("cpu")) == torch.contiguous_format
+    assert options().parse_args(["train", "--compiled"]).compiled
+
+
+def test_channels_last_changes_the_layout_and_not_the_answer():
+    network = Recipe().untrained()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05)
+    x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 900])
+    plain = network(x, t)
+    network = network.to(memory_format=memory_format_for(torch.device("cuda")))
+    assert_close(network(x, t), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_chain_that_ends_with_signal_is_said_aloud_and_others_are_not():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for schedule in ("linear", "cosine"):
+            for T in (50, 200, 1000):
+                Recipe(schedule=schedule, T=T)
+    SCHEDULES.register("short", lambda T: linear_schedule(T, 1e-4, 0.02))
+    try:
+        with pytest.warns(UserWarning, match=r"T = 200: the chain ends with √ᾱ_T = 0\.36.* nats"):
+            Recipe(schedule="short", T=200)
+    finally:
+        SCHEDULES.remove("short")

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ddpm_nb.denoiser import EPS, SCORE, X0, NetworkDenoiser, V, clipped
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.sampling import DDIM, Ancestral, State, grid, last, variance_between, walk
-from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
+from ddpm_nb.schedule import NoiseSchedule, added_var, cosine_schedule, linear_schedule
 
-BETA = NoiseSchedule.beta_between
+BETA = added_var
 KERNELS = {
     "ancestral": Ancestral,
     "ancestral, beta": lambda q, denoise: Ancestral(q, denoise, BETA),
@@ -142,7 +142,7 @@ def test_ancestral_is_the_posterior_at_the_estimate(schedule, draw):
         assert_close(law.var, expected.var, rtol=1e-14, atol=0.0)
         wide = Ancestral(q, denoise, BETA)(x_t, s, t)
         assert torch.equal(wide.mean, law.mean)
-        assert wide.var == (schedule.beta_between(s, t) if s else 0)
+        assert wide.var == (added_var(*schedule.levels(s, t)) if s else 0)
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -195,7 +195,7 @@ def test_the_exact_denoiser_carries_the_mean_of_each_marginal_to_the_next(schedu
 
 def test_variances_between_are_even_in_the_logarithm(schedule):
     for s, t in ((1, 2), (1, schedule.T), (schedule.T - 1, schedule.T)):
-        small, large = schedule.posterior_var(s, t), BETA(schedule, s, t)
+        small, large = posterior_var(*schedule.levels(s, t)), BETA(schedule, s, t)
         for share in (0.0, 0.25, 1.0):
             found = variance_between(share)(schedule, s, t)
             assert_close(found.log(), (1 - share) * small.log() + share * large.log(), rtol=1e-12, atol=1e-12)
@@ -292,15 +292,15 @@ def ddim_asked_one_step_too_late(q, denoise):
 
 
 def deviation_for_variance(q, denoise):
-    return Ancestral(q, denoise, lambda schedule, s, t: BETA(schedule, s, t) ** 0.5)
+    return Ancestral(q, denoise, lambda before, here: BETA(before, here) ** 0.5)
 
 
 def variance_for_deviation(q, denoise):
-    return Ancestral(q, denoise, lambda schedule, s, t: BETA(schedule, s, t) ** 2)
+    return Ancestral(q, denoise, lambda before, here: BETA(before, here) ** 2)
 
 
 def marginal_variance(q, denoise):
-    return Ancestral(q, denoise, lambda schedule, s, t: schedule.one_minus_alpha_bar(t))
+    return Ancestral(q, denoise, lambda before, here: here.noise_var)
 
 
 def uniform_noise(q, denoise):
@@ -426,9 +426,9 @@ def test_a_chain_of_one_step(draw):
 @pytest.mark.parametrize(
     ("fails", "kind", "message"),
     [
-        (lambda k, x: walk(k, x, [5]), ValueError, r"times = \[5\]: expected at least two strictly falling steps"),
+        (lambda k, x: walk(k, x, [5]), ValueError, r"times = \[5\]: expected at least two strictly decreasing steps"),
         (lambda k, x: walk(k, x, [5, 5, 0]), ValueError, r"times = \[5, 5, 0\]: expected at least two strictly"),
-        (lambda k, x: walk(k, x, [0, 5]), ValueError, r"times = \[0, 5\]: expected at least two strictly falling"),
+        (lambda k, x: walk(k, x, [0, 5]), ValueError, r"times = \[0, 5\]: expected at least two strictly decreasing"),
         (lambda k, x: walk(k, x, [5, -1]), ValueError, "times = -1: expected a whole number of at least 0"),
         (lambda k, x: walk(k, x, [5, 2.5, 0]), TypeError, "times = 2.5: expected a whole number, got float"),
         (lambda k, x: last(walk(k, x, [6, 0])), ValueError, "t = 6: expected a step from 0 to T = 5"),

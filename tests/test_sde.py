@@ -12,14 +12,17 @@ from ddpm_nb.denoiser import EPS, SCORE
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import CorrelatedGaussian, GaussianMixture
 from ddpm_nb.gaussian import Gaussian, convolution
+from ddpm_nb.kernels import follow, last
 from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 from ddpm_nb.sde import (
     VPSDE,
+    PredictorCorrector,
     Process,
     chain_sde,
     cosine_sde,
     euler,
     euler_maruyama,
+    euler_maruyama_kernel,
     euler_maruyama_step,
     exact_score,
     fokker_planck_residual,
@@ -27,7 +30,6 @@ from ddpm_nb.sde import (
     langevin_step,
     linear_sde,
     observed,
-    predictor_corrector,
     solve_ode,
 )
 
@@ -360,7 +362,7 @@ def test_ancestral_step_is_euler_maruyama_to_first_order():
     u, x = 0.4, DATA.sample(100, torch.Generator().manual_seed(0))
     reverse, betas, gaps = SDE.reverse(SCORE_OF_DATA), [], []
     for length in 0.01 / 2 ** np.arange(5):
-        schedule = NoiseSchedule([0.0, SDE.log_alpha_bar(u - length), SDE.log_alpha_bar(u)])
+        schedule = observed(SDE, [u - length, u])
         q = GaussianDiffusion(schedule)
         step = q.posterior(SCORE.x_0(q, SCORE_OF_DATA(x, u), x, 2), x, 1, 2)
         mean, var = x - reverse.drift(x, u) * length, reverse.diffusion(u) ** 2 * length
@@ -368,7 +370,7 @@ def test_ancestral_step_is_euler_maruyama_to_first_order():
         gaps.append([float((step.mean - mean).abs().max()), abs(step.var.item() - var)])
     for gap in np.transpose(gaps):
         assert power(betas, gap) == pytest.approx(2, abs=0.05)
-    assert linear_schedule().posterior_var(0, 1).item() == 0.0  # near the data they differ at leading order
+    assert posterior_var(*linear_schedule().levels(0, 1)) == 0.0  # near the data they differ at leading order
 
 
 def test_ancestral_step_is_the_reverse_sde_with_a_frozen_estimate():
@@ -386,7 +388,7 @@ def test_ancestral_step_is_the_reverse_sde_with_a_frozen_estimate():
         return [low + (high - low) * moments[0], 2 * (high - low) * moments[1] - reverse.diffusion(u) ** 2]
 
     found = integrate.solve_ivp(slopes, (u, v), [x, 0.0], rtol=1e-9, atol=1e-12).y[:, -1]
-    q = GaussianDiffusion(NoiseSchedule([0.0, SDE.log_alpha_bar(v), SDE.log_alpha_bar(u)]))
+    q = GaussianDiffusion(observed(SDE, [v, u]))
     posterior = q.posterior(column(x_0), column(x), 1, 2)
     assert found == pytest.approx([posterior.mean.item(), posterior.var.item()], rel=1e-6)
 
@@ -427,18 +429,18 @@ def test_predictor_corrector_alternates_a_step_in_time_and_steps_at_the_new_time
     process, grid = SDE.reverse(SCORE_OF_DATA), times(0.6, 0.2, 2)
     ours, generator = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
     x = column(0.4, -1.0, 2.0)
-    walked = list(predictor_corrector(process, SCORE_OF_DATA, x, grid, lambda v: v / 10, 2, ours))
-    for (v, found), (u, expected_v) in zip(walked, pairwise(grid.tolist()), strict=True):
+    predictor = euler_maruyama_kernel(process)
+    kernel = PredictorCorrector(predictor, SCORE_OF_DATA, lambda v: v / 10, 2)
+    for (found, v), (u, expected_v) in zip(follow(kernel, x, grid.tolist(), ours), pairwise(grid.tolist()), strict=True):
         x = euler_maruyama_step(process, x, u, expected_v).sample(generator)
         for _ in range(2):
             x = langevin_step(SCORE_OF_DATA, x, expected_v, expected_v / 10).sample(generator)
         assert v == expected_v
         assert torch.equal(found, x)
     plain = euler_maruyama(process, column(0.4), grid, torch.Generator().manual_seed(5))
-    none = predictor_corrector(
-        process, SCORE_OF_DATA, column(0.4), grid, lambda v: 0.1, 0, torch.Generator().manual_seed(5)
-    )
-    assert torch.equal(end(plain), end(none))
+    none = PredictorCorrector(predictor, SCORE_OF_DATA, lambda v: 0.1, 0)
+    walked = follow(none, column(0.4), grid.tolist(), torch.Generator().manual_seed(5))
+    assert torch.equal(end(plain), last(walked).x)
 
 
 # --- the flow ---------------------------------------------------------------------------------------------------
@@ -487,7 +489,7 @@ def test_flow_without_noise_is_reversible(flow_map):
 def test_kernel_objective_differs_from_the_score_objective_by_a_constant():
     """J_kernel − J_score = d/(1 − ᾱ) − E‖score‖², for any candidate; and it is the noise error over 1 − ᾱ."""
     q, t = GaussianDiffusion(linear_schedule(100, 1e-3, 0.2)), 25
-    noise_power = q.schedule.one_minus_alpha_bar(t).item()
+    noise_power = q.schedule.level(t).noise_var
     nodes, weights = np.polynomial.hermite_e.hermegauss(120)
     grid = torch.tensor(np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 2))
     mass = torch.tensor(np.outer(weights, weights).reshape(-1)) / (2 * math.pi)
@@ -524,7 +526,9 @@ def test_kernel_objective_differs_from_the_score_objective_by_a_constant():
         (lambda: chain_sde(CHAINS["uneven"]).rate(1.01), "from 0 to 1"),
         (lambda: langevin_step(SCORE_OF_DATA, column(0.0), 0.5, -0.1), "size = -0.1"),
         (
-            lambda: end(predictor_corrector(SDE.forward(), SCORE_OF_DATA, column(0.0), times(1, 0, 4), lambda v: 0.1)),
+            lambda: PredictorCorrector(euler_maruyama_kernel(SDE.forward()), SCORE_OF_DATA, lambda v: 0.1)(
+                column(0.0), 0.5, 0.6
+            ),
             "rise",
         ),
         (lambda: VPSDE(lambda u: 1.0, lambda u: -u).marginal(column(0.0), -0.1), "v = -0.1"),

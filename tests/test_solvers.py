@@ -14,8 +14,8 @@ from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.sampling import DDIM, Ancestral, Multistep, grid, last, walk
 from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
-from ddpm_nb.sde import chain_sde
-from ddpm_nb.solvers import Corrected, DPMSolver2M, Draws, Heun
+from ddpm_nb.sde import PredictorCorrector, chain_sde
+from ddpm_nb.solvers import SAMPLERS, DPMSolver2M, Heun, corrected
 
 # diffusers turns its tables to NumPy in a way that NumPy 2 has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -75,7 +75,7 @@ def test_2m_is_the_multistep_scheduler(draw, record_property, name, steps, spaci
     for i, (t, s) in enumerate(pairwise(times)):
         law, kernel = kernel.advance(x, s, t)
         # Their step casts the state to float32; the updates that it calls do not.
-        signal, noise = schedule.alpha_bar(t).sqrt(), schedule.one_minus_alpha_bar(t).sqrt()
+        signal, noise = schedule.alpha_bar(t).sqrt(), schedule.level(t).noise
         x_0 = (x - noise * network(x, torch.full((2,), t))) / signal
         estimates = [*estimates[-1:], x_0.clamp(-1, 1) if clip else x_0]
         scheduler._step_index = i
@@ -157,7 +157,7 @@ def test_a_constant_estimate_is_a_straight_line_that_every_solver_follows(schedu
     # With x̂_0 fixed x − √ᾱ x̂_0 is proportional to √(1−ᾱ) along the flow: no scheme has an error.
     q, x_0, x_T = GaussianDiffusion(schedule), draw(3, 2), draw(3, 2, seed=1)
     times = [schedule.T, schedule.T // 2, 1]
-    top, end = ((schedule.alpha_bar(t).sqrt() * x_0, schedule.one_minus_alpha_bar(t).sqrt()) for t in (schedule.T, 1))
+    top, end = ((schedule.alpha_bar(t).sqrt() * x_0, schedule.level(t).noise) for t in (schedule.T, 1))
     expected = end[0] + end[1] / top[1] * (x_T - top[0])
     for solver in SOLVERS.values():
         found = last(walk(solver(q, lambda x_t, t: x_0), x_T, times)).x
@@ -169,13 +169,13 @@ def test_a_walk_hands_the_memory_on_and_leaves_the_kernel_as_it_was(draw):
     kernel = DPMSolver2M(q, NetworkDenoiser(network, EPS, q))
     runs = [last(walk(kernel, x_T, grid(40, 8))).x for _ in range(2)]
     assert torch.equal(*runs)
-    assert kernel.before is None
+    assert kernel.memory is None
     x, step = x_T, kernel
     for t, s in pairwise(grid(40, 8)):
         estimate = step.denoise(x, t)
         law, step = step.advance(x, s, t)
-        assert step.before[0] == t
-        assert torch.equal(step.before[1], estimate)
+        assert step.memory[0] == t
+        assert torch.equal(step.memory[1], estimate)
         x = law.mean
     assert torch.equal(x, runs[0])
 
@@ -236,13 +236,13 @@ def test_for_the_same_calls_of_the_denoiser_both_end_nearer_to_the_flow_than_ddi
 def test_a_correction_moves_the_law_of_the_marginal_by_second_order_only():
     # Gaussian data: after the step x + ½ δ score + √δ z a variance V has become (1 − δ/2V)² V + δ = V + δ²/4V.
     q, v, s = GaussianDiffusion(linear_schedule(40, 0.01, 0.3)), 0.3, 12
-    var = (q.schedule.alpha_bar(s) * v + q.schedule.one_minus_alpha_bar(s)).item()
+    var = (q.schedule.alpha_bar(s) * v + q.schedule.level(s).noise_var).item()
     denoise = GaussianMixture([1.0], [[0.0]], [v]).denoiser(q)
     for ratio in (0.05, 0.2):
-        kernel = Corrected(lambda x_t, s, t: Gaussian(x_t, 0.0), q, denoise, ratio)
+        kernel = corrected(lambda x_t, s, t: Gaussian(x_t, 0.0), q, denoise, ratio)
         step = kernel(torch.ones(1, 1, dtype=torch.float64), s, 40)
         law = step.move(torch.ones(1, 1, dtype=torch.float64))
-        delta = ratio * q.schedule.one_minus_alpha_bar(s).item()
+        delta = ratio * q.schedule.level(s).noise_var
         assert law.mean.item() == pytest.approx(1 - delta / (2 * var), rel=1e-12)
         assert law.var.item() == pytest.approx(delta, rel=1e-12)
         assert law.mean.item() ** 2 * var + law.var.item() == pytest.approx(var + delta**2 / (4 * var), rel=1e-12)
@@ -258,7 +258,7 @@ def test_corrections_draw_a_wrong_predictor_towards_the_law(rng):
 
     x_T = torch.randn(4000, 1, generator=rng(1), dtype=torch.float64)
     spread = [
-        last(walk(Corrected(silent, q, denoise, 0.3, n), x_T, grid(100, 100), rng(2))).x.var().item() for n in (0, 1, 8)
+        last(walk(corrected(silent, q, denoise, 0.3, n), x_T, grid(100, 100), rng(2))).x.var().item() for n in (0, 1, 8)
     ]
     assert spread[0] < 0.01
     assert spread[0] < spread[1] < spread[2]
@@ -268,17 +268,27 @@ def test_corrections_draw_a_wrong_predictor_towards_the_law(rng):
 def test_no_correction_at_the_data_and_none_asked_is_the_predictor(draw, rng):
     q, x_t = GaussianDiffusion(linear_schedule(40, 0.01, 0.3)), draw(3, 2)
     predictor = Ancestral(q, NetworkDenoiser(network, EPS, q))
-    assert torch.equal(Corrected(predictor, q, predictor.denoise)(x_t, 0, 5).mean, predictor(x_t, 0, 5).mean)
-    without = Corrected(predictor, q, predictor.denoise, corrections=0)(x_t, 3, 5)
+    assert torch.equal(corrected(predictor, q, predictor.denoise)(x_t, 0, 5).mean, predictor(x_t, 0, 5).mean)
+    without = corrected(predictor, q, predictor.denoise, corrections=0)(x_t, 3, 5)
     assert torch.equal(without.sample(rng(0)), predictor(x_t, 3, 5).sample(rng(0)))
 
 
 def test_draws_are_made_in_their_order(rng):
-    first = Gaussian(torch.zeros(2, 3), 1.0)
-    chain = Draws(first, lambda x: Gaussian(2 * x, 1.0), 2)
+    # With score 2x and size 1 a correction draws N(x + x, 1).
+    kernel = PredictorCorrector(lambda x, s, t: Gaussian(x, 1.0), lambda x, s: 2 * x, lambda s: 1.0, 2)
     generator = rng(0)
     z = [torch.randn(2, 3, generator=generator) for _ in range(3)]
-    assert_close(chain.sample(rng(0)), 4 * z[0] + 2 * z[1] + z[2])
+    assert_close(kernel(torch.zeros(2, 3), 1, 2).sample(rng(0)), 4 * z[0] + 2 * z[1] + z[2])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_refuses_a_denoiser_of_another_process(name):
+    ours, theirs = GaussianDiffusion(linear_schedule(40, 0.01, 0.3)), GaussianDiffusion(linear_schedule(40, 0.01, 0.2))
+    denoise = NetworkDenoiser(network, EPS, ours)
+    SAMPLERS[name](ours, clipped(denoise))
+    for wrong in (denoise, clipped(denoise)):
+        with pytest.raises(ValueError, match="expected the denoiser's own q"):
+            SAMPLERS[name](theirs, wrong)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +303,7 @@ def test_draws_are_made_in_their_order(rng):
 def test_errors_name_the_argument(options, kind, message):
     q = GaussianDiffusion(linear_schedule(5))
     with pytest.raises(kind, match=message):
-        Corrected(DDIM(q, network), q, network, **options)
+        corrected(DDIM(q, network), q, network, **options)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -313,7 +323,7 @@ EVERY = {
     "ancestral": Ancestral,
     "ddim": DDIM,
     "ddim, eta 1": lambda q, denoise: DDIM(q, denoise, 1.0),
-    "corrected": lambda q, denoise: Corrected(Ancestral(q, denoise), q, denoise),
+    "corrected": lambda q, denoise: corrected(Ancestral(q, denoise), q, denoise),
     **SOLVERS,
 }
 

@@ -24,17 +24,17 @@ from ddpm_nb.bound import (
     step_term,
 )
 from ddpm_nb.denoiser import Denoiser
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.schedule import NoiseSchedule
+from ddpm_nb.schedule import NoiseSchedule, added_var
 
 F64 = torch.float64
 BETAS = [0.3, 0.4, 0.5]
 Q = GaussianDiffusion(NoiseSchedule.from_betas(BETAS))
 T = len(BETAS)
 DATA = GaussianMixture([0.35, 0.65], [[-1.2], [0.8]], [0.04, 0.09])
-VARIANCES = {"beta_tilde": NoiseSchedule.posterior_var, "beta": NoiseSchedule.beta_between}
+VARIANCES = {"beta_tilde": posterior_var, "beta": added_var}
 GRID = torch.linspace(-7, 7, 113, dtype=F64)
 N, WIDTH = len(GRID), (GRID[1] - GRID[0]).item()
 

@@ -13,17 +13,17 @@ from torch.testing import assert_close
 
 from ddpm_nb.bound import density_decoder, eps_weight, reconstruction_term, reverse_step, step_term, x_0_weight
 from ddpm_nb.denoiser import EPS, SCORE, X0, NetworkDenoiser, V
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import expected_quadratic_form
 from ddpm_nb.sampling import Ancestral, grid, last, walk
-from ddpm_nb.schedule import NoiseSchedule
+from ddpm_nb.schedule import NoiseSchedule, added_var
 
 F64 = torch.float64
 BETAS = [0.02, 0.3, 0.05, 0.5, 0.11, 0.27]
 T, D = len(BETAS), 3
 Q = GaussianDiffusion(NoiseSchedule.from_betas(BETAS))
-BETA_TILDE, BETA = NoiseSchedule.posterior_var, NoiseSchedule.beta_between
+BETA_TILDE, BETA = posterior_var, added_var
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
 EVERY_STEP = pytest.mark.parametrize("t", range(1, T + 1))
 LATER_STEPS = pytest.mark.parametrize("t", range(2, T + 1))
@@ -258,7 +258,7 @@ def test_the_reconstruction_term_is_a_squared_error_of_the_noise(draw):
     constant = -D / 2 * math.log(2 * math.pi * beta)
     assert_close(log_p, -square(eps - answer) / (2 * (1 - beta)) + constant, **EXACT)
     assert eps_weight(Q.schedule, 1, BETA).item() == pytest.approx(1 / (2 * (1 - beta)), rel=1e-12)
-    assert Q.schedule.posterior_var(0, 1) == 0  # with which there is no density
+    assert posterior_var(*Q.schedule.levels(0, 1)) == 0  # with which there is no density
 
 
 @LATER_STEPS

@@ -8,13 +8,13 @@ import torch
 from torch.testing import assert_close
 
 from ddpm_nb.denoiser import EPS, X0, NetworkDenoiser, clipped
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.sampling import DDIM, Ancestral, grid, last, walk
-from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
+from ddpm_nb.schedule import NoiseSchedule, added_var, cosine_schedule, linear_schedule
 
-BETA, BETA_TILDE = NoiseSchedule.beta_between, NoiseSchedule.posterior_var
+BETA, BETA_TILDE = added_var, posterior_var
 BETAS = [0.02, 0.3, 0.05, 0.5, 0.11, 0.27]
 LINEAR = GaussianDiffusion(linear_schedule())
 
@@ -92,12 +92,12 @@ def test_an_error_of_the_noise_reaches_the_mean_with_the_printed_factor():
     for q in (LINEAR, cosine):
         for t in (1, 2, 500, 1000):
             s = q.schedule
-            printed = (s.beta(t) / (s.alpha(t) * s.one_minus_alpha_bar(t)).sqrt()).item()
+            printed = (s.beta(t) / (s.alpha(t) * s.level(t).noise_var).sqrt()).item()
             assert factor(q, t) == pytest.approx(printed, rel=1e-8)
         assert factor(q, 1) == pytest.approx((q.schedule.beta(1) / q.schedule.alpha(1)).sqrt().item(), rel=1e-8)
         assert factor(q, 1) < 0.011  # nothing explodes at the end of the walk
     t = torch.arange(1, 1001)
-    everywhere = LINEAR.schedule.beta(t) / (LINEAR.schedule.alpha(t) * LINEAR.schedule.one_minus_alpha_bar(t)).sqrt()
+    everywhere = LINEAR.schedule.beta(t) / (LINEAR.schedule.alpha(t) * LINEAR.schedule.level(t).noise_var).sqrt()
     assert everywhere.max() < 0.021
     assert factor(cosine, 1000) > 30
 

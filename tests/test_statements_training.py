@@ -24,7 +24,7 @@ def test_the_noise_target_is_standard_normal_at_every_step(draw):
         y = p.target(Q, x_0, eps, t)
         spread[p] = torch.stack([y[t == step].std() for step in range(1, T + 1)])
         for step in range(1, T + 1):
-            of_step = y[t == step] / (Q.schedule.one_minus_alpha_bar(step).rsqrt() if p is SCORE else 1.0)
+            of_step = y[t == step] / (Q.schedule.level(step).noise_var.rsqrt() if p is SCORE else 1.0)
             m = of_step.numel()
             assert abs(of_step.mean()) < 4 / math.sqrt(m)
             assert abs(of_step.var() - 1) < 4 * math.sqrt(2 / m)

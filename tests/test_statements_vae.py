@@ -16,7 +16,7 @@ from ddpm_nb.bound import density_decoder, reverse_step
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian, conditional, observe
-from ddpm_nb.schedule import NoiseSchedule
+from ddpm_nb.schedule import NoiseSchedule, added_var
 
 F64 = torch.float64
 NODES = 150
@@ -277,7 +277,7 @@ def table(step: Callable[[Tensor], Gaussian]) -> Tensor:
 
 
 def down(t: int) -> Tensor:
-    return table(lambda x: reverse_step(LADDER, lambda x_t, _: torch.tanh(2 * x_t), x, t, NoiseSchedule.beta_between))
+    return table(lambda x: reverse_step(LADDER, lambda x_t, _: torch.tanh(2 * x_t), x, t, added_var))
 
 
 def test_the_generative_ladder_has_mass_one_and_each_level_sees_only_the_level_above():

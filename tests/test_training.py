@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from ddpm_nb.denoiser import EPS, X0, NetworkDenoiser, V
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.nets import MLP
 from ddpm_nb.schedule import linear_schedule
-from ddpm_nb.training import Ema, batch_of_step, constant_rate, train, warmup_rate
+from ddpm_nb.training import Ema, Objective, Plan, batch_of_step, constant_rate, train, warmup_rate
 
 T = 20
 
@@ -20,6 +21,11 @@ T = 20
 @pytest.fixture(scope="module")
 def q():
     return GaussianDiffusion(linear_schedule(T, 0.01, 0.4))
+
+
+@pytest.fixture(scope="module")
+def objective(q):
+    return Objective(q)
 
 
 @pytest.fixture
@@ -42,30 +48,30 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return len(a) == len(b) and all(map(torch.equal, a, b))
 
 
-OPTIONS = {"steps": 12, "batch_size": 16, "seed": 3, "rate": warmup_rate(3e-3, 4, 12)}
+PLAN = Plan(steps=12, batch_size=16, seed=3, rate=warmup_rate(3e-3, 4, 12))
 
 
-def test_the_same_seed_gives_the_same_weights(q, data):
+def test_the_same_seed_gives_the_same_weights(objective, data):
     runs = []
     for seed in (3, 3, 4):
         network, optimizer = fresh()
-        losses = [step.loss for step in train(network, optimizer, q, data, **{**OPTIONS, "seed": seed})]
+        losses = [step.loss for step in train(network, optimizer, objective, data, replace(PLAN, seed=seed))]
         runs.append(weights(network) + losses)
     assert equal(runs[0], runs[1])
     assert not equal(runs[0], runs[2])
 
 
 @pytest.mark.parametrize("cut", [1, 5, 11])
-def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(q, data, tmp_path, cut):
+def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(objective, data, tmp_path, cut):
     network, optimizer = fresh()
     ema = Ema(network, 0.9)
-    for _ in train(network, optimizer, q, data, **OPTIONS):
+    for _ in train(network, optimizer, objective, data, PLAN):
         ema.update(network)
 
     path = tmp_path / "run.safetensors"
     other, other_optimizer = fresh()
     other_ema = Ema(other, 0.9)
-    for step in train(other, other_optimizer, q, data, **OPTIONS):
+    for step in train(other, other_optimizer, objective, data, PLAN):
         other_ema.update(other)
         if step.number == cut:
             state = {"network": other.state_dict(), "optimizer": other_optimizer.state_dict()}
@@ -80,7 +86,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(q, data, tmp_path, c
     resumed_optimizer.load_state_dict(state["optimizer"])
     resumed_ema.load_state_dict(state["ema"])
     numbers = []
-    for step in train(resumed, resumed_optimizer, q, data, start=state["step"], **OPTIONS):
+    for step in train(resumed, resumed_optimizer, objective, data, PLAN, state["step"]):
         resumed_ema.update(resumed)
         numbers.append(step.number)
     assert numbers == list(range(cut + 1, 13))
@@ -92,7 +98,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(q, data, tmp_path, c
     assert equal(*moments)
 
 
-def test_the_loss_tends_to_the_floor_of_an_exactly_solvable_law(q, rng):
+def test_the_loss_tends_to_the_floor_of_an_exactly_solvable_law(objective, q, rng):
     # For data N(0, v): Var(ε | x_t) = ᾱ v / (ᾱ v + 1 − ᾱ) cannot be predicted, and E[ε | x_t] is linear in x_t.
     v, seed = 0.25, 0
     sample = math.sqrt(v) * torch.randn(20_000, 2, generator=rng(1))
@@ -106,7 +112,7 @@ def test_the_loss_tends_to_the_floor_of_an_exactly_solvable_law(q, rng):
         [
             s.loss
             for s in train(
-                network, optimizer, q, sample, steps=1500, batch_size=256, seed=seed, rate=warmup_rate(5e-3, 50, 1500)
+                network, optimizer, objective, sample, Plan(1500, 256, warmup_rate(5e-3, 50, 1500), seed)
             )
         ]
     )
@@ -121,23 +127,23 @@ def test_the_loss_tends_to_the_floor_of_an_exactly_solvable_law(q, rng):
     assert losses[:3].mean() > floor + 0.8 * blind
 
 
-def test_training_other_targets_minimizes_their_loss(q, data):
+def test_training_other_targets_minimizes_their_loss(objective, q, data):
     for p in (EPS, X0, V):
         network, optimizer = fresh()
-        step = next(train(network, optimizer, q, data, parameterization=p, **OPTIONS))
-        x_0, t, eps = batch_of_step(q, data, 0, 16, 3)
+        step = next(train(network, optimizer, Objective(q, p), data, PLAN))
+        x_0, t, eps = batch_of_step(objective, PLAN, data, 0)
         expected = simple_loss(q, fresh()[0], x_0, t, eps, p).mean() / 2
         assert step.loss.item() == pytest.approx(expected.item(), rel=1e-6)
         assert step.number == 1
 
 
-def test_the_first_step_is_plain_gradient_descent(q, data):
+def test_the_first_step_is_plain_gradient_descent(objective, q, data):
     network, _ = fresh()
     reference = copy.deepcopy(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=123.0)
-    options = {**OPTIONS, "rate": constant_rate(0.1)}
-    next(train(network, optimizer, q, data, max_grad_norm=0.05, **options))
-    x_0, t, eps = batch_of_step(q, data, 0, 16, 3)
+    plan = replace(PLAN, rate=constant_rate(0.1), max_grad_norm=0.05)
+    next(train(network, optimizer, objective, data, plan))
+    x_0, t, eps = batch_of_step(objective, PLAN, data, 0)
     (simple_loss(q, reference, x_0, t, eps).mean() / 2).backward()
     norm = torch.cat([p.grad.flatten() for p in reference.parameters()]).norm()
     assert norm > 0.05  # so that the gradient is shortened
@@ -146,10 +152,10 @@ def test_the_first_step_is_plain_gradient_descent(q, data):
         assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-8)
 
 
-def test_the_rate_of_each_step_reaches_the_optimizer(q, data):
+def test_the_rate_of_each_step_reaches_the_optimizer(objective, data):
     network, optimizer = fresh()
-    rates = [optimizer.param_groups[0]["lr"] for _ in train(network, optimizer, q, data, **OPTIONS)]
-    assert rates == [OPTIONS["rate"](i) for i in range(12)]
+    rates = [optimizer.param_groups[0]["lr"] for _ in train(network, optimizer, objective, data, PLAN)]
+    assert rates == [PLAN.rate(i) for i in range(12)]
 
 
 def test_rates():
@@ -189,12 +195,12 @@ class Whole(Half):
     num_processes = 1
 
 
-def test_processes_share_one_batch(q, data):
+def test_processes_share_one_batch(objective, data):
     found = []
     for accelerator in (Half(0), Half(1), Whole(0)):
         network, optimizer = fresh()
         optimizer = torch.optim.SGD(network.parameters())
-        step = next(train(network, optimizer, q, data, accelerator=accelerator, **OPTIONS))
+        step = next(train(network, optimizer, objective, data, PLAN, accelerator=accelerator))
         found.append((step.loss, accelerator.gradients))
     (loss_a, a), (loss_b, b), (loss, whole) = found
     assert not equal(a, b)
@@ -202,25 +208,25 @@ def test_processes_share_one_batch(q, data):
     for one, two, both in zip(a, b, whole):
         assert torch.allclose((one + two) / 2, both, rtol=1e-5, atol=1e-7)
     with pytest.raises(ValueError, match="batch_size = 15: expected a multiple of 2, for 2 process"):
-        train(*fresh(), q, data, accelerator=Half(0), **{**OPTIONS, "batch_size": 15})
+        train(*fresh(), objective, data, replace(PLAN, batch_size=15), accelerator=Half(0))
 
 
-def test_a_batch_is_a_function_of_seed_and_step(q, data):
+def test_a_batch_is_a_function_of_seed_and_step(objective, data):
     torch.manual_seed(0)
-    x_0, t, eps = batch_of_step(q, data, 5, 16, 3)
+    x_0, t, eps = batch_of_step(objective, PLAN, data, 5)
     torch.manual_seed(1)
-    assert all(map(torch.equal, batch_of_step(q, data, 5, 16, 3), (x_0, t, eps)))
-    others = [batch_of_step(q, data, *where) for where in ((6, 16, 3), (5, 16, 4), (3, 16, 5), (0, 16, 3))]
+    assert all(map(torch.equal, batch_of_step(objective, PLAN, data, 5), (x_0, t, eps)))
+    others = [batch_of_step(objective, replace(PLAN, seed=seed), data, number) for number, seed in ((6, 3), (5, 4), (3, 5), (0, 3))]
     for other in others:
         assert not any(map(torch.equal, other, (x_0, t, eps)))
     assert all(any(torch.equal(row, image) for image in data) for row in x_0)
     assert eps.dtype == data.dtype
-    assert batch_of_step(q, data.double(), 5, 16, 3)[2].dtype == torch.float64
+    assert batch_of_step(objective, PLAN, data.double(), 5)[2].dtype == torch.float64
 
 
-def test_steps_are_uniform_from_1_to_T_and_noise_is_normal(q, data):
+def test_steps_are_uniform_from_1_to_T_and_noise_is_normal(objective, data):
     n = 40_000
-    x_0, t, eps = batch_of_step(q, data, 0, n, 0)
+    x_0, t, eps = batch_of_step(objective, replace(PLAN, batch_size=n, seed=0), data, 0)
     counts = t.bincount(minlength=T + 1)
     assert len(counts) == T + 1
     assert counts[0] == 0
@@ -267,9 +273,9 @@ def test_ema_is_a_copy_that_is_never_trained():
             Ema(network, decay)
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(q, data):
+def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(objective, data):
     network, optimizer = fresh()
-    steps = train(network, optimizer, q, data, **OPTIONS)
+    steps = train(network, optimizer, objective, data, PLAN)
     for _ in range(4):
         next(steps)
     before, state = weights(network), copy.deepcopy(optimizer.state_dict()["state"])
@@ -285,10 +291,10 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(q, data):
     assert all(torch.equal(state[i][k], after[i][k]) for i in state for k in state[i])
 
 
-def test_a_step_comes_after_its_update_and_outside_any_grad_mode(q, data):
+def test_a_step_comes_after_its_update_and_outside_any_grad_mode(objective, data):
     network, optimizer = fresh()
     before = weights(network)
-    for step in train(network, optimizer, q, data, **{**OPTIONS, "steps": 1}):
+    for step in train(network, optimizer, objective, data, replace(PLAN, steps=1)):
         assert not equal(weights(network), before)
         assert torch.is_grad_enabled()
         assert not step.loss.requires_grad
@@ -303,13 +309,22 @@ def test_a_step_comes_after_its_update_and_outside_any_grad_mode(q, data):
         ({"batch_size": 0}, ValueError, "batch_size = 0: expected a whole number of at least 1"),
         ({"seed": -1}, ValueError, "seed = -1: expected a whole number of at least 0"),
         ({"seed": 2**32}, ValueError, r"seed = 4294967296: expected less than 2.32"),
-        ({"start": 13}, ValueError, "start = 13: expected at most steps = 12"),
-        ({"start": -1}, ValueError, "start = -1: expected a whole number of at least 0"),
+        ({"microbatches": 0}, ValueError, "microbatches = 0: expected a whole number of at least 1"),
+        ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm = 0.0: expected a positive number"),
     ],
 )
-def test_wrong_numbers_are_refused_before_any_work(q, data, change, kind, message):
+def test_wrong_numbers_are_refused_by_the_plan(change, kind, message):
     with pytest.raises(kind, match=message):
-        train(*fresh(), q, data, **{**OPTIONS, **change})  # not even asked for a first step
+        replace(PLAN, **change)
+
+
+def test_a_wrong_start_or_data_are_refused_before_any_work(objective, data):
+    for start, message in ((13, "start = 13: expected at most steps = 12"), (-1, "start = -1: expected a whole number")):
+        with pytest.raises(ValueError, match=message):
+            train(*fresh(), objective, data, PLAN, start)  # not even asked for a first step
+    for wrong in (data.long(), data[:0]):
+        with pytest.raises(TypeError, match=r"data of shape .*expected floats, at least one row"):
+            train(*fresh(), objective, wrong, PLAN)
 
 
 def test_a_trained_network_denoises(q, data):
@@ -318,12 +333,9 @@ def test_a_trained_network_denoises(q, data):
     for _ in train(
         network,
         optimizer,
-        q,
+        Objective(q),
         torch.full((8, 2), 0.5),
-        steps=600,
-        batch_size=64,
-        seed=0,
-        rate=warmup_rate(5e-3, 20, 600),
+        Plan(600, 64, warmup_rate(5e-3, 20, 600)),
     ):
         pass
     denoise = NetworkDenoiser(network, EPS, q)

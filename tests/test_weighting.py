@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from ddpm_nb.bound import eps_weight, x_0_weight
 from ddpm_nb.denoiser import EPS, SCORE, X0, V
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.schedule import NoiseSchedule
+from ddpm_nb.schedule import added_var
 from ddpm_nb.weighting import (
     STEP_DRAWS,
     WEIGHTINGS,
@@ -44,7 +44,7 @@ def test_the_bound_weight_is_that_of_the_bound(schedule):
     first = torch.ones(1, dtype=torch.long)
     assert_close(bound_weight(schedule, X0, first), schedule.T * 0.5 / schedule.beta(first), rtol=1e-12, atol=0)
     # At t = 1 the variance of the step is β_1, as in the package's bound.
-    by_beta = schedule.T * eps_weight(schedule, first, NoiseSchedule.beta_between)
+    by_beta = schedule.T * eps_weight(schedule, first, added_var)
     assert_close(bound_weight(schedule, EPS, first), by_beta, rtol=1e-6, atol=0)
 
 

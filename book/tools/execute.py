@@ -45,7 +45,7 @@ def hardware() -> dict[str, str]:
     """Describe the machine in the words of its owner: processor, cores, accelerator."""
     import torch
 
-    from ddpm_nb.notebook import provenance
+    from ddpm_nb.book.notebook import provenance
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []

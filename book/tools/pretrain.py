@@ -1,7 +1,7 @@
 """Make what the package ships in ``ddpm_nb/weights``: features, models, and the cards that say how good they are.
 
     python book/tools/pretrain.py features fashion_mnist --root FOLDER
-    python -m ddpm_nb --dataset fashion_mnist .. --root FOLDER --checkpoint CHECKPOINT    # see the card
+    python -m ddpm_nb train --dataset fashion_mnist .. --root FOLDER --checkpoint CHECKPOINT    # see the card
     python book/tools/pretrain.py export CHECKPOINT
     python book/tools/pretrain.py card CHECKPOINT --root FOLDER --minutes 70
 
@@ -25,7 +25,8 @@ from execute import hardware
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_nb import plots, pretrained
+from ddpm_nb import pretrained
+from ddpm_nb.book import plots
 from ddpm_nb.bound import bits_per_dim, bound_terms, discretized_decoder, ledger
 from ddpm_nb.checkpoint import load_checkpoint
 from ddpm_nb.data import DATASETS, load_dataset, load_labels
@@ -56,12 +57,12 @@ def command(recipe: dict[str, Any]) -> str:
     """Return the words that train by a recipe: those of its settings that are not the default."""
     defaults = {setting.name: setting.default for setting in fields(Recipe)}
     chosen = {name: value for name, value in recipe.items() if name == "seed" or value != defaults[name]}
-    return "python -m ddpm_nb " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
+    return "python -m ddpm_nb train " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
 
 
-def draw(model: Model, side: int, count: int, steps: int, seed: int) -> Tensor:
+def draw(model: Model, count: int, steps: int, seed: int) -> Tensor:
     """Draw ``count`` images by DDIM with clipped estimates, in parts of a bounded size."""
-    noise = torch.randn(count, 1, side, side, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(count, *model.event, generator=torch.Generator().manual_seed(seed))
     sampler = DDIM(model.q, clipped(model.denoiser))
     parts = tqdm(noise.split(250), desc=f"{count} samples in {steps} steps, seed {seed}")
     return torch.cat([last(walk(sampler, part, grid(model.q.schedule.T, steps))).x for part in parts])
@@ -110,7 +111,7 @@ def make_card(checkpoint: Path, root: str | None, minutes: float, count: int, se
     shuffled = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
     card = {
         "dataset": name,
-        "md5": data.md5,
+        "md5": getattr(data.load, "md5", {}),
         "command": command(recipe),
         "recipe": recipe,
         "minutes": minutes,
@@ -128,7 +129,7 @@ def make_card(checkpoint: Path, root: str | None, minutes: float, count: int, se
         "count": count,
         "samples": {
             str(steps): judged(
-                space, (draw(model, data.side, count, steps, s) for s in range(seeds)), test, train, near
+                space, (draw(model, count, steps, s) for s in range(seeds)), test, train, near
             )
             for steps in (20, 50)
         },
@@ -137,7 +138,7 @@ def make_card(checkpoint: Path, root: str | None, minutes: float, count: int, se
     (WEIGHTS / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n")
     plots.use_style()
     figure, axes = plt.subplots(figsize=(7.2, 4.5))
-    plots.draw_images(axes, draw(model, data.side, 160, 50, seed=0), columns=16)
+    plots.draw_images(axes, draw(model, 160, 50, seed=0), columns=16)
     figure.savefig(Path(__file__).resolve().parents[1] / "images" / f"{name}.png", dpi=120)
 
 

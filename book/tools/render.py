@@ -49,6 +49,8 @@ def status_table() -> str:
 
 def conventions_table() -> str:
     """Return how other sources write three noise levels of the linear schedule, as MyST."""
+    import torch
+
     from ddpm_nb.conventions import CONVENTIONS
     from ddpm_nb.schedule import linear_schedule
 
@@ -56,8 +58,8 @@ def conventions_table() -> str:
     heads = " | ".join(f"$t = {t}$" for t in steps)
     rows = [f"| source | variable | our step $t$ is | {heads} | their state |", "|---|---|---|--:|--:|--:|---|"]
     for convention in CONVENTIONS.values():
-        logs = [linear_schedule().log_alpha_bar(t) for t in steps]
-        values = " | ".join(f"{convention.level(log).item():.6g}" for log in logs)
+        levels = linear_schedule().level(torch.tensor(steps))
+        values = " | ".join(f"{value:.6g}" for value in convention.variable(levels).tolist())
         same = all(convention.scale(log).item() == 1 for log in logs)
         state = "$x_t$" if same else r"$x_t/\sqrt{\bar\alpha_t}$"
         rows.append(f"| {convention.source} | {convention.symbol} | {convention.index} | {values} | {state} |")

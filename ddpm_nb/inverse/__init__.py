@@ -6,13 +6,12 @@ A measurement is one object; what solves it wraps a denoiser or a kernel and is 
 from ddpm_nb.inverse.denoising import RePaint, Replacement, denoising_level, denoising_start
 from ddpm_nb.inverse.guidance import DPS, PGDM, Guess, Likelihood, gaussian_spread, guided, no_spread
 from ddpm_nb.inverse.measurement import Mask, Matrix, Measurement, Operator, Separable, average_pool, blur, measure
-from ddpm_nb.inverse.particles import Cloud, twisted_walk
+from ddpm_nb.inverse.particles import Particles, twisted_walk
 from ddpm_nb.inverse.posterior import FullMixture, exact_posterior, posterior_errors
 
 __all__ = [
     "DPS",
     "PGDM",
-    "Cloud",
     "FullMixture",
     "Guess",
     "Likelihood",
@@ -20,6 +19,7 @@ __all__ = [
     "Matrix",
     "Measurement",
     "Operator",
+    "Particles",
     "RePaint",
     "Replacement",
     "Separable",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from ddpm_nb.arguments import whole_number
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.inverse.measurement import Mask, Measurement, standard_deviation
-from ddpm_nb.sampling import Kernel, State
-from ddpm_nb.schedule import NoiseSchedule, coefficient
+from ddpm_nb.kernels import GaussianKernel, State
+from ddpm_nb.precision import Copies
+from ddpm_nb.schedule import NoiseSchedule
 
 __all__ = ["RePaint", "Replacement", "denoising_level", "denoising_start"]
 
@@ -23,10 +25,10 @@ def denoising_level(schedule: NoiseSchedule, sigma_y: float) -> int:
     There √ᾱ_t y is a draw of x_t. Book: [the level of a measurement](#eq-i8-denoising-level). ``ValueError`` if
     the schedule nowhere is as noisy as the measurement.
     """
-    levels = schedule.snr(torch.arange(schedule.T + 1)).rsqrt()
-    if standard_deviation(sigma_y) > levels[-1]:
-        raise ValueError(f"sigma_y = {sigma_y}: expected at most {levels[-1]:.3g}, the schedule's noise at T")
-    return int((levels - sigma_y).abs().argmin())
+    sigmas = schedule.level(torch.arange(schedule.T + 1)).sigma
+    if standard_deviation(sigma_y) > sigmas[-1]:
+        raise ValueError(f"sigma_y = {sigma_y}: expected at most {sigmas[-1]:.3g}, the schedule's noise at T")
+    return int((sigmas - sigma_y).abs().argmin())
 
 
 def denoising_start(schedule: NoiseSchedule, measurement: Measurement) -> State:
@@ -38,7 +40,7 @@ def denoising_start(schedule: NoiseSchedule, measurement: Measurement) -> State:
     if not isinstance(mask, Mask) or not bool(mask.keep.all()):
         raise TypeError("operator: expected a Mask that keeps every entry; reverse diffusion removes noise, not A")
     t = denoising_level(schedule, measurement.sigma_y)
-    return State(coefficient(schedule.alpha_bar(t).sqrt(), measurement.y) * mask.adjoint(measurement.y), t)
+    return State(schedule.level(t).signal * mask.adjoint(measurement.y), t)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ class Replacement:
     measurement : its operator must be a ``Mask``
     """
 
-    kernel: Kernel
+    kernel: GaussianKernel
     q: GaussianDiffusion
     measurement: Measurement
 
@@ -66,14 +68,23 @@ class Replacement:
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the law of x_s."""
         law, schedule, sigma_y = self.kernel(x_t, s, t), self.q.schedule, self.measurement.sigma_y
-        if s < denoising_level(schedule, sigma_y):
+        if s < self._lowest:
             return law
-        mask, y = self.measurement.operator, self.measurement.y.to(x_t)
-        alpha_bar = schedule.alpha_bar(s)
-        missing = (schedule.one_minus_alpha_bar(s) - alpha_bar * sigma_y**2).clamp(min=0)
-        keep = mask.keep.to(x_t.device)  # type: ignore[attr-defined]
-        mean = torch.where(keep, alpha_bar.sqrt().item() * mask.adjoint(y), law.mean)
-        return Gaussian(mean, torch.where(keep, missing.to(x_t), law.var.to(x_t)))
+        level, (keep, written) = schedule.level(s), self._copies.beside(x_t)
+        missing = max(level.noise_var - level.alpha_bar * sigma_y**2, 0.0)
+        mean, var = torch.where(keep, level.signal * written, law.mean), law.var
+        return Gaussian(mean, torch.where(keep, missing, var if var.ndim else x_t.new_full((), var.item())))
+
+    @cached_property
+    def _lowest(self) -> int:
+        """The level of the measurement, below which the chain runs alone."""
+        return denoising_level(self.q.schedule, self.measurement.sigma_y)
+
+    @cached_property
+    def _copies(self) -> Copies:
+        """Which entries are measured, and Aᵀ y."""
+        mask = self.measurement.operator
+        return Copies(mask.keep, mask.adjoint(self.measurement.y))  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +102,7 @@ class RePaint:
     generator : draws the states between the rounds
     """
 
-    kernel: Kernel
+    kernel: GaussianKernel
     q: GaussianDiffusion
     rounds: int
     generator: torch.Generator | None = None

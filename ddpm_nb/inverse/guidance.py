@@ -11,22 +11,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_nb.denoiser import Denoiser
+from ddpm_nb.denoiser import Denoiser, check_process
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.inverse.measurement import Measurement
-from ddpm_nb.sampling import DDIM, Kernel
-from ddpm_nb.schedule import NoiseSchedule, Time, coefficient
+from ddpm_nb.kernels import GaussianKernel
+from ddpm_nb.precision import Copies
+from ddpm_nb.sampling import DDIM
+from ddpm_nb.schedule import Level, Time
 
 __all__ = ["DPS", "PGDM", "Guess", "Likelihood", "gaussian_spread", "guided", "no_spread"]
 
 
-Spread = Callable[[NoiseSchedule, int], Tensor]  # (schedule, t) -> r², the assumed variance of x_0 given x_t
+Spread = Callable[[Level], float]  # level -> r², the assumed variance of x_0 given x_t
 
 
-def no_spread(schedule: NoiseSchedule, t: int) -> Tensor:
+def no_spread(level: Level) -> float:
     """r² = 0: x_0 is taken to be x̂_0 (Chung et al. 2023)."""
-    return torch.zeros(())
+    return 0.0
 
 
 def gaussian_spread(prior_var: float = 1.0) -> Spread:
@@ -34,11 +36,7 @@ def gaussian_spread(prior_var: float = 1.0) -> Spread:
     if not prior_var > 0:
         raise ValueError(f"prior_var = {prior_var}: expected a positive variance")
 
-    def spread(schedule: NoiseSchedule, t: int) -> Tensor:
-        noise = schedule.one_minus_alpha_bar(t)
-        return prior_var * noise / (schedule.alpha_bar(t) * prior_var + noise)
-
-    return spread
+    return lambda level: prior_var * level.noise_var / (level.alpha_bar * prior_var + level.noise_var)
 
 
 class Guess(NamedTuple):
@@ -66,13 +64,16 @@ class Likelihood:
     denoise : the prior's ``(x_t, t) -> x̂_0``
     q : the forward process
     measurement : what was observed
-    spread : ``(schedule, t) -> r_t²``
+    spread : ``level -> r_t²``
     """
 
     denoise: Denoiser
     q: GaussianDiffusion
     measurement: Measurement
     spread: Spread
+
+    def __post_init__(self) -> None:
+        check_process(self.q, self.denoise)
 
     @cached_property
     def _axes(self) -> tuple[Tensor, Tensor]:
@@ -81,14 +82,26 @@ class Likelihood:
         values, vectors = torch.linalg.eigh(A @ A.mT)
         return values.clamp(min=0), vectors
 
+    @cached_property
+    def _narrowest(self) -> float:
+        """The smallest eigenvalue, read once."""
+        return self._axes[0].min().item()
+
+    @cached_property
+    def _copies(self) -> Copies:
+        return Copies(*self._axes)
+
     def __call__(self, x_t: Tensor, t: Time) -> Guess:
         """Return x̂_0, log p̃(y | x_t) and its gradient; ``ValueError`` where the covariance is singular."""
-        values, vectors = (part.to(x_t.device) for part in self._axes)
-        var = self.spread(self.q.schedule, int(t)).to(x_t.device) * values + self.measurement.sigma_y**2
-        if not bool((var > 0).all()):
+        if torch.is_tensor(t):
+            raise TypeError("t: expected one int for the whole batch")
+        values, vectors = self._copies.on(x_t.device)
+        spread = self.spread(self.q.schedule.level(t))
+        if not spread * self._narrowest + self.measurement.sigma_y**2 > 0:
             raise ValueError(f"sigma_y = {self.measurement.sigma_y}: expected a positive number where the spread is 0")
+        var = spread * values + self.measurement.sigma_y**2
         x_0, residual, pull_back = _linearized(self.denoise, self.measurement, x_t, t)
-        along = residual.flatten(1).double() @ vectors
+        along = residual.flatten(1).to(vectors) @ vectors
         log_prob = -0.5 * (along.square() / var + var.log() + math.log(2 * math.pi)).sum(1)
         direction = ((along / var) @ vectors.mT).reshape(residual.shape)
         return Guess(x_0, log_prob, pull_back(direction.to(residual)))
@@ -103,8 +116,8 @@ def guided(denoise: Denoiser, q: GaussianDiffusion, measurement: Measurement, sp
 
     def denoise_given_y(x_t: Tensor, t: Time) -> Tensor:
         guess = likelihood(x_t, t)
-        scale = q.schedule.one_minus_alpha_bar(t) / q.schedule.alpha_bar(t).sqrt()
-        return guess.x_0 + coefficient(scale, x_t) * guess.gradient
+        level = q.schedule.level(t)
+        return guess.x_0 + level.noise_var / level.signal * guess.gradient
 
     return denoise_given_y
 
@@ -129,8 +142,9 @@ class PGDM:
         """Return the law of x_s."""
         q, guess = self.likelihood.q, self.likelihood(x_t, t)
         law = DDIM(q, lambda x, t: guess.x_0, self.eta)(x_t, s, t)
-        weight = (q.schedule.alpha_bar(s) * q.schedule.alpha_bar(t)).sqrt() * self.likelihood.spread(q.schedule, t)
-        return Gaussian(law.mean + coefficient(weight, x_t) * guess.gradient, law.var)
+        before, here = q.schedule.levels(s, t)
+        weight = before.signal * here.signal * self.likelihood.spread(here)
+        return Gaussian(law.mean + weight * guess.gradient, law.var)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +161,7 @@ class DPS:
     step : ζ, a positive number
     """
 
-    kernel: Kernel
+    kernel: GaussianKernel
     denoise: Denoiser
     measurement: Measurement
     step: float = 1.0
@@ -178,4 +192,4 @@ def _linearized(
         return torch.autograd.grad(x_0, x, operator.adjoint(w))[0]
 
     value = x_0.detach()
-    return value, measurement.y.to(value) - operator(value), pull_back
+    return value, measurement.residual(value), pull_back

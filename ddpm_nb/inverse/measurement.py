@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ddpm_nb.arguments import whole_number
 from ddpm_nb.gaussian import Gaussian
+from ddpm_nb.precision import Copies
 
 __all__ = ["Mask", "Matrix", "Measurement", "Operator", "Separable", "average_pool", "blur", "measure"]
 
@@ -18,8 +20,15 @@ __all__ = ["Mask", "Matrix", "Measurement", "Operator", "Separable", "average_po
 class Operator(ABC):
     """A linear A with its transpose, between tensors ``(batch, *event)`` and ``(batch, *measured)``."""
 
-    event: tuple[int, ...]
-    measured: tuple[int, ...]
+    @property
+    @abstractmethod
+    def event(self) -> tuple[int, ...]:
+        """Shape of x without its batch."""
+
+    @property
+    @abstractmethod
+    def measured(self) -> tuple[int, ...]:
+        """Shape of A x without its batch."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return A x, shape ``(batch, *measured)``."""
@@ -53,16 +62,33 @@ class Mask(Operator):
     def __post_init__(self) -> None:
         if self.keep.dtype != torch.bool or not bool(self.keep.any()):
             raise ValueError(f"keep of dtype {self.keep.dtype}: expected a bool tensor with at least one True")
-        object.__setattr__(self, "event", tuple(self.keep.shape))
-        object.__setattr__(self, "measured", (int(self.keep.sum()),))
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """Shape of x without its batch."""
+        return tuple(self.keep.shape)
+
+    @property
+    def measured(self) -> tuple[int, ...]:
+        """Shape of A x without its batch."""
+        return (len(self._places),)
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """Numbers of the kept entries: a mask as an index would make the host count it, on every device anew."""
+        return self.keep.flatten().nonzero()[:, 0]
+
+    @cached_property
+    def _copies(self) -> Copies:
+        return Copies(self._places)
 
     def _apply(self, x: Tensor) -> Tensor:
-        return x[:, self.keep.to(x.device)]
+        (places,) = self._copies.beside(x)
+        return x.flatten(1).index_select(1, places)
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        x = y.new_zeros(y.shape[0], *self.event)
-        x[:, self.keep.to(y.device)] = y
-        return x
+        (places,), x = self._copies.beside(y), y.new_zeros(y.shape[0], self.keep.numel())
+        return x.index_copy(1, places, y).reshape(-1, *self.event)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +100,28 @@ class Matrix(Operator):
     def __post_init__(self) -> None:
         if self.entries.ndim != 2:
             raise ValueError(f"entries of shape {tuple(self.entries.shape)}: expected (m, d)")
-        object.__setattr__(self, "event", (self.entries.shape[1],))
-        object.__setattr__(self, "measured", (self.entries.shape[0],))
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """Shape of x without its batch."""
+        return (self.entries.shape[1],)
+
+    @property
+    def measured(self) -> tuple[int, ...]:
+        """Shape of A x without its batch."""
+        return (self.entries.shape[0],)
+
+    @cached_property
+    def _copies(self) -> Copies:
+        return Copies(self.entries)
 
     def _apply(self, x: Tensor) -> Tensor:
-        return x @ self.entries.to(x).mT
+        (entries,) = self._copies.beside(x)
+        return x @ entries.mT
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        return y @ self.entries.to(y)
+        (entries,) = self._copies.beside(y)
+        return y @ entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +131,27 @@ class Separable(Operator):
     rows: Tensor
     columns: Tensor
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "event", (1, self.rows.shape[1], self.columns.shape[1]))
-        object.__setattr__(self, "measured", (1, self.rows.shape[0], self.columns.shape[0]))
+    @property
+    def event(self) -> tuple[int, ...]:
+        """Shape of x without its batch."""
+        return 1, self.rows.shape[1], self.columns.shape[1]
+
+    @property
+    def measured(self) -> tuple[int, ...]:
+        """Shape of A x without its batch."""
+        return 1, self.rows.shape[0], self.columns.shape[0]
+
+    @cached_property
+    def _copies(self) -> Copies:
+        return Copies(self.rows, self.columns)
 
     def _apply(self, x: Tensor) -> Tensor:
-        return self.rows.to(x) @ x @ self.columns.to(x).mT
+        rows, columns = self._copies.beside(x)
+        return rows @ x @ columns.mT
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        return self.rows.to(y).mT @ y @ self.columns.to(y)
+        rows, columns = self._copies.beside(y)
+        return rows.mT @ y @ columns
 
 
 def blur(side: int, width: float) -> Separable:
@@ -144,11 +196,20 @@ class Measurement:
         standard_deviation(self.sigma_y)
         _batched("y", self.y, self.operator.measured)
 
+    @cached_property
+    def _copies(self) -> Copies:
+        return Copies(self.y)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return y − A x, ``(batch, *measured)``."""
+        (y,) = self._copies.beside(x)
+        return y - self.operator(x)
+
 
 def measure(operator: Operator, x: Tensor, sigma_y: float, generator: torch.Generator | None = None) -> Measurement:
     """Draw Y = A(x) + σ_y Z for every row of ``x`` ``(batch, *event)``. Book: [](#eq-i8-measurement)."""
     values = operator(x)
-    law = Gaussian(values, torch.tensor(standard_deviation(sigma_y) ** 2, dtype=values.dtype))
+    law = Gaussian(values, float(standard_deviation(sigma_y) ** 2))
     return Measurement(operator, law.sample(generator), sigma_y)
 
 

@@ -11,23 +11,24 @@ import torch
 from torch import Tensor
 
 from ddpm_nb.arguments import whole_number
+from ddpm_nb.diffusion import posterior_var
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.inverse.guidance import Guess, Likelihood
-from ddpm_nb.sampling import Variance
-from ddpm_nb.schedule import Levels
+from ddpm_nb.kernels import decreasing_times
+from ddpm_nb.schedule import Variance
 
-__all__ = ["Cloud", "twisted_walk"]
+__all__ = ["Particles", "twisted_walk"]
 
 
 @dataclass(frozen=True, eq=False)
-class Cloud:
+class Particles:
     """The particles of several problems at step t: p of problem i is row p · problems + i.
 
     Parameters
     ----------
     x : Tensor ``(particles · problems, *event)``
     t : their step
-    log_weights : Tensor ``(particles, problems)``, float64; the weights of each problem sum to 1
+    log_weights : Tensor ``(particles, problems)``, float64 where the device has it; the weights of each problem sum to 1
     log_evidence : Tensor ``(problems,)``, float64; at t = 0 the log of an unbiased estimate of p(y), in nats
     """
 
@@ -43,7 +44,7 @@ class Cloud:
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n particles of each problem by their weights, ``(n, problems, *event)``; one may come several times."""
         chosen = torch.multinomial(self.log_weights.exp().mT, n, replacement=True, generator=generator).mT
-        problem = torch.arange(chosen.shape[1])
+        problem = torch.arange(chosen.shape[1], device=chosen.device)
         return self.x.unflatten(0, self.log_weights.shape)[chosen, problem]
 
 
@@ -53,8 +54,8 @@ def twisted_walk(
     times: Sequence[int],
     particles: int,
     generator: torch.Generator | None = None,
-    variance: Variance = Levels.posterior_var,
-) -> Iterator[Cloud]:
+    variance: Variance = posterior_var,
+) -> Iterator[Particles]:
     """Yield the particles after each step down ``times``: guided ancestral steps, weighted and resampled.
 
     Source: Wu et al. 2023 (twisted diffusion sampler). Particles are drawn from N(μ + σ² ∇ log p̃(y | x_t), σ²), where
@@ -67,7 +68,7 @@ def twisted_walk(
     x_T : Tensor ``(particles · problems, *event)``, normal draws; problem i is in every row p · problems + i
     times : T, ..., 0, any stride
     particles : how many share one problem, at least 2
-    variance : ``(levels, s, t) -> σ²`` for s ≥ 1, as in :class:`~ddpm_nb.sampling.Ancestral`
+    variance : ``(level before, level here) -> σ²`` for s ≥ 1, as in :class:`~ddpm_nb.sampling.Ancestral`
 
     Raises
     ------
@@ -76,7 +77,7 @@ def twisted_walk(
     """
     if len(x_T) % whole_number("particles", particles, least=2):
         raise ValueError(f"particles = {particles}: expected a divisor of the {len(x_T)} rows of x_T")
-    return _twisted_walk(likelihood, x_T, times, particles, generator, variance)
+    return _twisted_walk(likelihood, x_T, decreasing_times(times), particles, generator, variance)
 
 
 def _twisted_walk(
@@ -86,23 +87,23 @@ def _twisted_walk(
     particles: int,
     generator: torch.Generator | None,
     variance: Variance,
-) -> Iterator[Cloud]:
+) -> Iterator[Particles]:
     guess = likelihood(x, times[0])
-    gained = guess.log_prob.reshape(particles, -1).cpu() - math.log(particles)
+    gained = guess.log_prob.reshape(particles, -1) - math.log(particles)
     log_weights, log_evidence = gained.log_softmax(0), gained.logsumexp(0)
     for t, s in pairwise(times):
         rows, log_weights = _resampled(log_weights, generator)
         x, guess = x[rows], Guess(*(part[rows] for part in guess))
         mean = likelihood.q.posterior(guess.x_0, x, s, t).mean
-        var = variance(likelihood.q.schedule.at(s, t), s, t) if s > 0 else 0.0
+        var = variance(*likelihood.q.schedule.levels(s, t)) if s > 0 else 0.0
         push = var * guess.gradient
-        x = Gaussian(mean + push, torch.full((), var, dtype=x.dtype)).sample(generator)
+        x = Gaussian(mean + push, var).sample(generator)
         # log p(x_s | x_t) less the log density of the proposal, written without a division by σ², which is 0 at s = 0
-        lost = (guess.gradient * (x - mean - 0.5 * push)).double().flatten(1).sum(1)
+        lost = (guess.gradient * (x - mean - 0.5 * push)).to(guess.log_prob).flatten(1).sum(1)
         before, guess = guess, likelihood(x, s)
-        gained = log_weights + (guess.log_prob - before.log_prob - lost).reshape(particles, -1).cpu()
+        gained = log_weights + (guess.log_prob - before.log_prob - lost).reshape(particles, -1)
         log_weights, log_evidence = gained.log_softmax(0), log_evidence + gained.logsumexp(0)
-        yield Cloud(x, s, log_weights, log_evidence)
+        yield Particles(x, s, log_weights, log_evidence)
 
 
 def _resampled(log_weights: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -111,9 +112,11 @@ def _resampled(log_weights: Tensor, generator: torch.Generator | None) -> tuple[
     Systematic resampling: a particle of weight w comes ⌊n w⌋ or ⌈n w⌉ times, n w times on average.
     """
     n, problems = log_weights.shape
-    weights, place = log_weights.exp(), torch.arange(n)[:, None]
-    ticks = (place + torch.rand(problems, dtype=torch.float64, generator=generator)) / n
+    weights, place = log_weights.exp(), torch.arange(n, device=log_weights.device)[:, None]
+    source = log_weights.device if generator is None else generator.device
+    uniform = torch.rand(problems, dtype=log_weights.dtype, generator=generator, device=source)
+    ticks = (place + uniform.to(log_weights.device)) / n
     drawn = torch.searchsorted(weights.cumsum(0).mT.contiguous(), ticks.mT.contiguous()).mT.clamp(max=n - 1)
     few = weights.square().sum(0) > 2 / n
-    rows = torch.where(few, drawn, place) * problems + torch.arange(problems)
+    rows = torch.where(few, drawn, place) * problems + torch.arange(problems, device=place.device)
     return rows.flatten(), torch.where(few, -math.log(n), log_weights)

@@ -98,9 +98,9 @@ class FullMixture:
         def denoise(x_t: Tensor, t: Time) -> Tensor:
             if torch.is_tensor(t):
                 raise TypeError("t: expected one int for the whole batch")
-            signal = q.schedule.alpha_bar(t).sqrt() * torch.eye(self.means.shape[2], dtype=torch.float64)
-            noise = q.schedule.one_minus_alpha_bar(t).item()
-            x_0 = self.observe(signal, x_t.flatten(1).double(), noise).mean()
+            level = q.schedule.level(t)
+            signal = level.signal * torch.eye(self.means.shape[2], dtype=torch.float64)
+            x_0 = self.observe(signal, x_t.flatten(1).double(), level.noise_var).mean()
             return x_0.reshape(x_t.shape).to(x_t.dtype)
 
         return denoise

@@ -31,7 +31,7 @@ from ddpm_nb.recipe import Recipe
 
 BATCH, SIDE = 64, 28
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "this book": lambda: image_unet(SIDE),
+    "this book": lambda: image_unet(1, SIDE),
     "diffusers": Diffusers,
     "smalldiffusion": SmallDiffusion,
     "lucidrains": Lucidrains,

@@ -11,7 +11,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from ddpm_nb.exercises import verdict
+from ddpm_nb.book.exercises import verdict
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddpm_nb.exercises import verdict
+from ddpm_nb.book.exercises import verdict
 from ddpm_nb.gaussian import Gaussian
 
 NUMBERS = ("1.1", "1.2", "1.3", "1.4")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from ddpm_nb.book.exercises import verdict
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.exercises import verdict
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 

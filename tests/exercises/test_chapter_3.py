@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from ddpm_nb.book.exercises import verdict
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
-from ddpm_nb.exercises import verdict
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.schedule import NoiseSchedule, linear_schedule
 
@@ -63,7 +63,7 @@ def costs(cost: Callable[[Any], Any], first: int = 2) -> Callable[..., Any]:
         schedule = NoiseSchedule.from_betas(betas)
         t = torch.arange(first, schedule.T + 1)
         r = (1 - schedule.alpha_bar(t - 1) * (1 - v)) / (1 - schedule.alpha_bar(t) * (1 - v))
-        return cost(r), cost(r * schedule.beta(t) / schedule.posterior_var(t - 1, t))
+        return cost(r), cost(r * schedule.beta(t) / posterior_var(*schedule.levels(t - 1, t)))
 
     return answer
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from ddpm_nb.book.exercises import verdict
 from ddpm_nb.bound import eps_weight
 from ddpm_nb.denoiser import X0, V
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
-from ddpm_nb.exercises import verdict
 from ddpm_nb.schedule import linear_schedule
 
 NUMBERS = ("4.1", "4.2", "4.3", "4.4")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from ddpm_nb.book.exercises import verdict
 from ddpm_nb.exact import GaussianMixture
-from ddpm_nb.exercises import verdict
 from ddpm_nb.likelihood import hutchinson, signs
 from ddpm_nb.sde import euler_maruyama, exact_score, linear_sde
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ddpm_nb.exercises import verdict
+from ddpm_nb.book.exercises import verdict
 
 NUMBERS = ("6.1", "6.2", "6.3", "6.4")
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from ddpm_nb.book.exercises import verdict
+from ddpm_nb.book.exercises.chapter_7 import _TwoModes
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
-from ddpm_nb.exercises import verdict
-from ddpm_nb.exercises.chapter_7 import _TwoModes
 from ddpm_nb.sampling import DDIM, grid, last, walk
 from ddpm_nb.schedule import linear_schedule
 

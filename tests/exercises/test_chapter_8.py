@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from ddpm_nb.book.exercises import verdict
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
-from ddpm_nb.exercises import verdict
 from ddpm_nb.inverse import Likelihood, Matrix, Measurement, denoising_level, gaussian_spread, guided, twisted_walk
 from ddpm_nb.schedule import linear_schedule
 

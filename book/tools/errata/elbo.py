@@ -15,27 +15,27 @@ from torch import Tensor
 
 from ddpm_nb.bound import eps_weight, exact_gaps, prior_term, step_term, x_0_weight
 from ddpm_nb.data import DATASETS
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.schedule import NoiseSchedule, linear_schedule
+from ddpm_nb.schedule import NoiseSchedule, added_var, linear_schedule
 
 F64 = torch.float64
 Q = GaussianDiffusion(linear_schedule())
 S, T = Q.schedule, Q.schedule.T
 STEPS = torch.arange(2, T + 1)
 UNIT = GaussianMixture([1.0], [[0.0]], [1.0])
-BETA, BETA_TILDE = NoiseSchedule.beta_between, NoiseSchedule.posterior_var
+BETA, BETA_TILDE = added_var, posterior_var
 ENTROPY = 0.5 * math.log(2 * math.pi * math.e)
 
 
 @cache
 def parts(variance=BETA) -> tuple[float, Tensor, float]:
     """E L_0, E L_{t−1} for t = 2..T, and E L_T for data N(0, 1) with its best denoiser."""
-    ratio = S.posterior_var(STEPS - 1, STEPS) / variance(S, STEPS - 1, STEPS)
+    ratio = posterior_var(*S.levels(STEPS - 1, STEPS)) / variance(S, STEPS - 1, STEPS)
     steps = eps_weight(S, STEPS, variance) * S.alpha_bar(STEPS) + 0.5 * (ratio - 1 - ratio.log())
     reconstruction = 0.5 * math.log(2 * math.pi * math.e * S.beta(1).item())
-    prior = -0.5 * math.log(S.one_minus_alpha_bar(T).item())
+    prior = -0.5 * math.log(S.level(T).noise_var.item())
     return reconstruction, steps, prior
 
 
@@ -89,8 +89,8 @@ def bound_is_minimized() -> str:
     """The value of (9) for the best answer and for the answer 0."""
     reconstruction, steps, prior = parts()
     blind = 0.5 * math.log(2 * math.pi * S.beta(1).item()) + 0.5 / S.beta(1).item() + prior
-    ratio = S.posterior_var(STEPS - 1, STEPS) / S.beta(STEPS)
-    error = (S.alpha_bar(STEPS) / S.one_minus_alpha_bar(STEPS)) * eps_weight(S, STEPS, BETA)
+    ratio = posterior_var(*S.levels(STEPS - 1, STEPS)) / S.beta(STEPS)
+    error = (S.alpha_bar(STEPS) / S.level(STEPS).noise_var) * eps_weight(S, STEPS, BETA)
     blind += (error + 0.5 * (ratio - 1 - ratio.log())).sum().item()
     return (
         f"for data from $\\mathcal N(0, 1)$ the quantity (9) is {reconstruction + steps.sum().item() + prior:.2f} nats with the best "
@@ -132,10 +132,10 @@ def slipped_logarithm() -> str:
 def random_right_side() -> str:
     """Li's right side at one draw of x_t for each divergence, x_0 = 1, against log p_θ(x_0)."""
     x_0, n, g = 1.0, 400, torch.Generator().manual_seed(0)
-    signal, noise = S.alpha_bar(STEPS).sqrt()[:, None], S.one_minus_alpha_bar(STEPS)[:, None]
+    signal, noise = S.alpha_bar(STEPS).sqrt()[:, None], S.level(STEPS).noise_var[:, None]
     eps = torch.randn(T - 1, n, generator=g, dtype=F64)
     error = (eps - noise.sqrt() * (signal * x_0 + noise.sqrt() * eps)).square()  # the best ε̂ is √(1 − ᾱ) x_t
-    ratio = S.posterior_var(STEPS - 1, STEPS) / S.beta(STEPS)
+    ratio = posterior_var(*S.levels(STEPS - 1, STEPS)) / S.beta(STEPS)
     steps = (eps_weight(S, STEPS, BETA)[:, None] * error + 0.5 * (ratio - 1 - ratio.log())[:, None]).sum(0)
     beta, a = S.beta(1).item(), S.alpha_bar(1).item()
     last = 0.5 * math.log(2 * math.pi * beta) + ((1 - a) ** 2 * x_0**2 + a * beta) / (2 * beta)
@@ -201,7 +201,7 @@ def forward_kernel_below() -> str:
 
 def ratio_for_divergence() -> str:
     """E log p(z_{t−1} | z_t) / q(z_t | z_{t−1}) for a perfect prediction and σ² = β̃: ½ log β / β̃, where the KL is 0."""
-    extra = 0.5 * (S.beta(STEPS) / S.posterior_var(STEPS - 1, STEPS)).log()
+    extra = 0.5 * (S.beta(STEPS) / posterior_var(*S.levels(STEPS - 1, STEPS))).log()
     return (
         f"for a perfect prediction, where every divergence is 0, the printed term averages {extra[0]:.2f} nats at $t = 2$ and "
         f"{extra[498]:.1g} at $t = 500$ for each dimension, {extra.sum():.2f} over all steps"

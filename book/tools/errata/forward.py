@@ -59,8 +59,8 @@ def a_chain_that_never_forgets() -> str:
 
 def bar_too_many() -> str:
     """Return the variance that the printed coefficient gives and the true one."""
-    true = SCHEDULE.one_minus_alpha_bar(MIDDLE + 1).item()
-    before = SCHEDULE.one_minus_alpha_bar(MIDDLE).item()
+    true = SCHEDULE.level(MIDDLE + 1).noise_var.item()
+    before = SCHEDULE.level(MIDDLE).noise_var.item()
     printed = SCHEDULE.alpha_bar(MIDDLE + 1).item() * before + SCHEDULE.beta(MIDDLE + 1).item()
     return f"at $t = {MIDDLE}$ the printed line gives $x_{{t+1}}$ the variance {printed:.3f} instead of {true:.3f}"
 
@@ -69,7 +69,7 @@ def one_letter_for_two_noises() -> str:
     """Return the correlation of the noise before and after the merge."""
 
     def correlation(t: int) -> float:
-        kept = SCHEDULE.alpha(t + 1) * SCHEDULE.one_minus_alpha_bar(t) / SCHEDULE.one_minus_alpha_bar(t + 1)
+        kept = SCHEDULE.alpha(t + 1) * SCHEDULE.level(t).noise_var / SCHEDULE.level(t + 1).noise_var
         return kept.sqrt().item()
 
     return (
@@ -83,7 +83,7 @@ def noise_scaled_by_its_variance() -> str:
     beta = SCHEDULE.beta(MIDDLE).item()
     steps = torch.arange(1, T + 1)
     left = SCHEDULE.alpha_between(steps, torch.full_like(steps, T))
-    total, true = (SCHEDULE.beta(steps) ** 2 * left).sum().item(), SCHEDULE.one_minus_alpha_bar(T).item()
+    total, true = (SCHEDULE.beta(steps) ** 2 * left).sum().item(), SCHEDULE.level(T).noise_var.item()
     return (
         f"at $t = {MIDDLE}$ the noise would have the standard deviation {beta:.3f} instead of {beta**0.5:.3f}, and $x_T$ "
         f"the noise variance {total:.3f} instead of {true:.5f}"
@@ -94,7 +94,7 @@ def variances_simply_added() -> str:
     """Return the sum of the variances as they are and the true noise variance."""
     steps = torch.arange(1, T + 1)
     middle, end = SCHEDULE.beta(steps[:MIDDLE]).sum().item(), SCHEDULE.beta(steps).sum().item()
-    true = SCHEDULE.one_minus_alpha_bar(torch.tensor([MIDDLE, T])).tolist()
+    true = SCHEDULE.level(torch.tensor([MIDDLE, T])).noise_var.tolist()
     return (
         f"added as they are, the $\\beta_s$ come to {middle:.2f} at $t = {MIDDLE}$ and {end:.2f} at $t = {T}$; the noise "
         f"variances are {true[0]:.3f} and {true[1]:.5f}"
@@ -125,6 +125,6 @@ def missing_brackets() -> str:
 
 def two_noises() -> str:
     """Return the correlation of the noise of a step with the total noise."""
-    values = {t: (SCHEDULE.beta(t) / SCHEDULE.one_minus_alpha_bar(t)).sqrt().item() for t in (1, 2, MIDDLE)}
+    values = {t: (SCHEDULE.beta(t) / SCHEDULE.level(t).noise_var).sqrt().item() for t in (1, 2, MIDDLE)}
     listed = ", ".join(f"{value:.2f} at $t = {t}$" for t, value in values.items())
     return f"the correlation of the two is {listed}"

@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.sampling import grid
-from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
+from ddpm_nb.schedule import added_var, cosine_schedule, linear_schedule
 
 F64 = torch.float64
 Q = GaussianDiffusion(linear_schedule())
@@ -21,15 +21,15 @@ def _delivered(v: float, steps: int, variance: str) -> float:
     times = torch.tensor(grid(T, steps))
     t, s = times[:-1], times[1:]
     one, zero = torch.ones(len(t), dtype=F64), torch.zeros(len(t), dtype=F64)
-    signal, noise = Q.schedule.alpha_bar(t).sqrt(), Q.schedule.one_minus_alpha_bar(t)
+    signal, noise = Q.schedule.alpha_bar(t).sqrt(), Q.schedule.level(t).noise_var
     estimate = signal * v / (signal**2 * v + noise)  # E[x_0 | x_t] = estimate · x_t
     if variance == "ddim":
         eps = (1 - signal * estimate) / noise.sqrt()
-        slope = Q.schedule.alpha_bar(s).sqrt() * estimate + Q.schedule.one_minus_alpha_bar(s).sqrt() * eps
+        slope = Q.schedule.alpha_bar(s).sqrt() * estimate + Q.schedule.level(s).noise * eps
         fresh = zero
     else:
         slope = Q.posterior(one, zero, s, t).mean * estimate + Q.posterior(zero, one, s, t).mean
-        choice = {"beta": NoiseSchedule.beta_between, "beta_tilde": NoiseSchedule.posterior_var}[variance]
+        choice = {"beta": added_var, "beta_tilde": posterior_var}[variance]
         fresh = choice(Q.schedule, s, t) * (s > 0)
     var = 1.0
     for a, b in zip(slope.tolist(), fresh.tolist(), strict=True):
@@ -40,7 +40,7 @@ def _delivered(v: float, steps: int, variance: str) -> float:
 def _gain(q: GaussianDiffusion, t: int) -> float:
     """β_t/√(α_t (1 − ᾱ_t)): how far an error 1 of the predicted noise moves the mean of the step."""
     s = q.schedule
-    return (s.beta(t) / (s.alpha(t) * s.one_minus_alpha_bar(t)).sqrt()).item()
+    return (s.beta(t) / (s.alpha(t) * s.level(t).noise_var).sqrt()).item()
 
 
 def better_variance() -> str:
@@ -67,7 +67,7 @@ def unstable_term() -> str:
 
 def noise_weight() -> str:
     """The weight of the noise in the mean at the end of the walk, and the factor that does explode, at its start."""
-    weight = {t: (Q.schedule.beta(t) / Q.schedule.one_minus_alpha_bar(t).sqrt()).item() for t in (1, T)}
+    weight = {t: (Q.schedule.beta(t) / Q.schedule.level(t).noise).item() for t in (1, T)}
     explodes = {t: Q.schedule.snr(t).rsqrt().item() for t in (1, T)}
     return (
         f"$\\beta_t/\\sqrt{{1-\\bar\\alpha_t}}$ is {weight[T]:.3f} at $t = {T}$ and {weight[1]:.3f} at $t = 1$, where the walk "
@@ -77,7 +77,7 @@ def noise_weight() -> str:
 
 def smaller_variance() -> str:
     """β̃_t over β_t."""
-    ratio = {t: (Q.schedule.posterior_var(t - 1, t) / Q.schedule.beta(t)).item() for t in (2, 10, 500)}
+    ratio = {t: (posterior_var(*Q.schedule.levels(t - 1, t)) / Q.schedule.beta(t)).item() for t in (2, 10, 500)}
     return (
         f"the posterior variance is {ratio[2]:.2f} of the forward variance at $t = 2$, {ratio[10]:.2f} of it at $t = 10$ and "
         f"{ratio[500]:.4f} of it at $t = 500$; at $t = 1$ it is 0"
@@ -87,7 +87,7 @@ def smaller_variance() -> str:
 def stale_step() -> str:
     """Last step for data at one point, the network asked with t = 2: the noise that is left in the sample."""
     s = Q.schedule
-    noise = {t: s.one_minus_alpha_bar(t).sqrt().item() for t in (1, 2)}
+    noise = {t: s.level(t).noise.item() for t in (1, 2)}
     # x_1 = √ᾱ_1 c + √(1−ᾱ_1) n; the exact noise prediction of step 2 divides by √(1−ᾱ_2)
     left = noise[1] * (1 - s.beta(1).item() / (noise[1] * noise[2])) / math.sqrt(s.alpha(1).item())
     return (
@@ -98,7 +98,7 @@ def stale_step() -> str:
 
 def stale_alpha() -> str:
     """Last step with ᾱ_2 where ᾱ_1 belongs."""
-    ratio = (Q.schedule.one_minus_alpha_bar(1) / Q.schedule.one_minus_alpha_bar(2)).sqrt().item()
+    ratio = (Q.schedule.level(1).noise_var / Q.schedule.level(2).noise_var).sqrt().item()
     return (
         f"with $\\bar\\alpha_2$, the value that the loop leaves behind, the last step removes only {ratio:.2f} of the noise "
         "that it should"

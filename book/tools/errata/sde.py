@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.likelihood import divergence
 from ddpm_nb.schedule import NoiseSchedule, linear_schedule
@@ -31,7 +31,7 @@ def euler_step_against_the_chain() -> str:
 
 def sampler_against_euler_step() -> str:
     """Return the ratio of the two variances at three steps and the difference of the factors on the state."""
-    ratios = [(SCHEDULE.posterior_var(step - 1, step) / SCHEDULE.beta(step)).item() for step in (1, 2, t)]
+    ratios = [(posterior_var(*SCHEDULE.levels(step - 1, step)) / SCHEDULE.beta(step)).item() for step in (1, 2, t)]
     beta = SCHEDULE.beta(t).item()
     factor = 1 / math.sqrt(1 - beta) - (1 + beta / 2)
     return (
@@ -43,9 +43,9 @@ def sampler_against_euler_step() -> str:
 def samplers_after_all_steps() -> str:
     """Return the variances with which the sampler and Euler–Maruyama end, for Gaussian data."""
     v, steps = 0.25, torch.arange(1, T + 1)
-    beta, law = SCHEDULE.beta(steps), SCHEDULE.alpha_bar(steps) * v + SCHEDULE.one_minus_alpha_bar(steps)
+    beta, law = SCHEDULE.beta(steps), SCHEDULE.alpha_bar(steps) * v + SCHEDULE.level(steps).noise_var
     schemes = {  # factor on the state with the exact score -x / law, and variance added
-        "sampler": ((1 - beta / law) / (1 - beta).sqrt(), SCHEDULE.posterior_var(steps - 1, steps)),
+        "sampler": ((1 - beta / law) / (1 - beta).sqrt(), posterior_var(*SCHEDULE.levels(steps - 1, steps))),
         "scheme": (1 + beta / 2 - beta / law, beta),
     }
     sampler, scheme = (_last_variance(law[-1].item(), *pair) for pair in schemes.values())

@@ -6,7 +6,7 @@ import torch
 
 from ddpm_nb.bound import eps_weight
 from ddpm_nb.data import DATASETS
-from ddpm_nb.schedule import NoiseSchedule, linear_schedule
+from ddpm_nb.schedule import added_var, linear_schedule
 
 SCHEDULE = linear_schedule()
 T = SCHEDULE.T
@@ -24,7 +24,7 @@ def weights_of_the_bound() -> str:
 
 def weights_for_beta() -> str:
     """w_t for σ² = β_t, the document's choice, from t = 1 on."""
-    first, middle, final = (eps_weight(SCHEDULE, t, NoiseSchedule.beta_between).item() for t in (1, 500, T))
+    first, middle, final = (eps_weight(SCHEDULE, t, added_var).item() for t in (1, 500, T))
     return (
         f"the dropped factor is {first:.2f} at $t = 1$, {middle:.4f} at $t = 500$ and {final:.4f} at $t = {T}$: it varies by a "
         f"factor of {first / middle:.0f}"

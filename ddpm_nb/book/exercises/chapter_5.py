@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddpm_nb.book.exercises.answers import Exercise, NotYet
+from ddpm_nb.book.exercises.compare import Slip, call, compare
 from ddpm_nb.exact import GaussianMixture
-from ddpm_nb.exercises.answers import Check, NotYet
-from ddpm_nb.exercises.compare import Slip, call, compare
 
 
 def _f64(value: float | Sequence[Any]) -> Tensor:
@@ -386,7 +386,7 @@ def _exercise_5_5(answer: Any) -> None:
     compare(answer, _probe_variances, cases, slips, outputs=outputs)
 
 
-EXERCISES: dict[str, Check] = {
+EXERCISES: dict[str, Exercise] = {
     "5.1": _exercise_5_1,
     "5.2": _exercise_5_2,
     "5.3": _exercise_5_3,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_nb.exercises.answers import NotYet
+from ddpm_nb.book.exercises.answers import NotYet
 
 Function = Callable[..., Any]
 Case = Mapping[str, Any]

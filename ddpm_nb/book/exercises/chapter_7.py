@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm_nb.book.exercises.answers import Exercise
+from ddpm_nb.book.exercises.compare import Slip, compare
 from ddpm_nb.denoiser import EPS
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
-from ddpm_nb.exercises.answers import Check
-from ddpm_nb.exercises.compare import Slip, compare
 from ddpm_nb.sampling import DDIM, Ancestral
-from ddpm_nb.schedule import NoiseSchedule
+from ddpm_nb.schedule import NoiseSchedule, added_var
 
 
 def _f64(*values: float) -> Tensor:
@@ -41,7 +41,7 @@ class _ExactNoise:
         self.var = var
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
-        a, noise = self.q.schedule.alpha_bar(t), self.q.schedule.one_minus_alpha_bar(t)
+        a, noise = self.q.schedule.alpha_bar(t), self.q.schedule.level(t).noise_var
         return noise.sqrt() / (a * self.var + noise) * x
 
     def __repr__(self) -> str:
@@ -51,7 +51,7 @@ class _ExactNoise:
 def _walked(x_T: Tensor, betas: Tensor, predict_eps: _ExactNoise, noise: Tensor) -> Tensor:
     """The package's ancestral kernel, with the given noise in place of its own."""
     q = predict_eps.q
-    kernel = Ancestral(q, lambda x, t: EPS.x_0(q, predict_eps(x, int(t)), x, t), NoiseSchedule.beta_between)
+    kernel = Ancestral(q, lambda x, t: EPS.x_0(q, predict_eps(x, int(t)), x, t), added_var)
     x = x_T
     for t in range(q.schedule.T, 0, -1):
         law = kernel(x, t - 1, t)
@@ -319,7 +319,7 @@ def _exercise_7_3(answer: Any) -> None:
     compare(answer, _heun, cases, slips, outputs=("x_s",))
 
 
-EXERCISES: dict[str, Check] = {
+EXERCISES: dict[str, Exercise] = {
     "7.1": _exercise_7_1,
     "7.2": _exercise_7_2,
     "7.3": _exercise_7_3,

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_nb.exercises.answers import Check
-from ddpm_nb.exercises.compare import Slip, compare
+from ddpm_nb.book.exercises.answers import Exercise
+from ddpm_nb.book.exercises.compare import Slip, compare
 from ddpm_nb.schedule import linear_schedule
 
 
@@ -234,7 +234,7 @@ def _exercise_2_4(answer: Any) -> None:
     compare(answer, _shortest_chain, cases, slips, outputs=("T",))
 
 
-EXERCISES: dict[str, Check] = {
+EXERCISES: dict[str, Exercise] = {
     "2.1": _exercise_2_1,
     "2.2": _exercise_2_2,
     "2.3": _exercise_2_3,

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm_nb.exercises.answers import Check
-from ddpm_nb.exercises.compare import Slip, compare
+from ddpm_nb.book.exercises.answers import Exercise
+from ddpm_nb.book.exercises.compare import Slip, compare
 from ddpm_nb.training import Ema
 
 
@@ -313,7 +313,7 @@ def _exercise_6_4(answer: Any) -> None:
     compare(ordered(answer), _even_steps, cases, slips, outputs=("the sorted step",))
 
 
-EXERCISES: dict[str, Check] = {
+EXERCISES: dict[str, Exercise] = {
     "6.1": _exercise_6_1,
     "6.2": _exercise_6_2,
     "6.3": _exercise_6_3,

@@ -1,6 +1,6 @@
 """Sample quality for equal processor time on Fashion-MNIST: this book's network and recipe beside others'.
 
-    python tests/benchmarks/quality.py --minutes 10 [--root FOLDER] [--only ours ..]
+    python tests/benchmarks/equal_time.py --minutes 10 [--root FOLDER] [--only ours ..]
 
 Every contestant trains for the same processor time, one thread each, on the same images with batches of 64, and draws
 the same number of samples, which one evaluator judges: the Fréchet distance to the whole test set in the features that
@@ -36,7 +36,7 @@ from ddpm_nb.nets import image_unet, time_embedding
 from ddpm_nb.pretrained import load_features
 from ddpm_nb.sampling import DDIM, grid, last, walk
 from ddpm_nb.schedule import cosine_schedule, linear_schedule
-from ddpm_nb.training import Ema, train
+from ddpm_nb.training import Ema, Objective, Plan, train
 from ddpm_nb.weighting import stratified_steps
 
 BATCH = 64
@@ -55,7 +55,7 @@ class Clock:
 
 def ours(images: Tensor, clock: Clock, target: Parameterization) -> tuple[int, Sampler]:
     """Train by this book's recipe, in bfloat16; the half cosine of the rate follows the clock."""
-    q, network = GaussianDiffusion(cosine_schedule()), image_unet(28)
+    q, network = GaussianDiffusion(cosine_schedule()), image_unet(1, 28)
     ema = Ema(network, 0.9995)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     prepared, optimizer = accelerator.prepare(network, torch.optim.AdamW(network.parameters(), weight_decay=0.0))
@@ -67,14 +67,9 @@ def ours(images: Tensor, clock: Clock, target: Parameterization) -> tuple[int, S
     run = train(
         prepared,
         optimizer,
-        q,
+        Objective(q, target, draw_steps=stratified_steps),
         images,
-        steps=10**9,
-        batch_size=BATCH,
-        seed=0,
-        rate=rate,
-        parameterization=target,
-        draw_steps=stratified_steps,
+        Plan(steps=10**9, batch_size=BATCH, rate=rate),
         accelerator=accelerator,
     )
     done = 0
@@ -132,9 +127,8 @@ def small(images: Tensor, clock: Clock) -> tuple[int, Sampler]:
     ema = Ema(network, 0.9995)
     optimizer = torch.optim.Adam(network.parameters())
     done = 0
-    for step in train(
-        network, optimizer, q, images, steps=10**9, batch_size=BATCH, seed=0, rate=lambda step: 3e-4, max_grad_norm=1e9
-    ):
+    plan = Plan(steps=10**9, batch_size=BATCH, rate=lambda step: 3e-4, max_grad_norm=1e9)
+    for step in train(network, optimizer, Objective(q), images, plan):
         ema.update(network)
         done = step.number
         if clock.share() >= 1:

@@ -5,58 +5,70 @@ from __future__ import annotations
 import ast
 import inspect
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ddpm_nb.arguments import nearest
+from ddpm_nb.registry import Registry, load_extension
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "Check",
+    "Condition",
     "at_least",
     "between",
     "check_parameters",
     "describe_device",
+    "named_in",
     "one_of",
-    "precision_for",
     "provenance",
     "show_source",
 ]
 
 
 @dataclass(frozen=True)
-class Check:
-    """A condition on a parameter, how an error describes it, and the names it accepts where it is a list of names."""
+class Condition:
+    """A condition on a parameter, and how an error describes it: in words, or by the names that are accepted."""
 
     holds: Callable[[Any], bool]
-    expected: str
-    names: tuple[str, ...] = ()
+    words: str = ""
+    names: Collection[str] = ()
+
+    @property
+    def expected(self) -> str:
+        """What an error says was expected."""
+        return f"one of {', '.join(map(repr, self.names))}" if self.names else self.words
 
 
-def at_least(least: float) -> Check:
+def at_least(least: float) -> Condition:
     """Accept numbers of at least ``least``."""
-    return Check(lambda value: value >= least, f"a number of at least {least}")
+    return Condition(lambda value: value >= least, f"a number of at least {least}")
 
 
-def between(low: float, high: float) -> Check:
+def between(low: float, high: float) -> Condition:
     """Accept numbers from ``low`` to ``high``, both included."""
-    return Check(lambda value: low <= value <= high, f"a number from {low} to {high}")
+    return Condition(lambda value: low <= value <= high, f"a number from {low} to {high}")
 
 
-def one_of(*options: str) -> Check:
+def one_of(*options: str) -> Condition:
     """Accept the given strings."""
-    return Check(lambda value: value in options, f"one of {', '.join(map(repr, options))}", options)
+    return Condition(lambda value: value in options, names=options)
 
 
-def check_parameters(namespace: Mapping[str, Any], **checks: Check) -> None:
+def named_in(registry: Registry[Any]) -> Condition:
+    """Accept the names of a registry, those that the notebook's extension adds included."""
+    return Condition(lambda value: value in registry, names=registry)
+
+
+def check_parameters(namespace: Mapping[str, Any], **conditions: Condition) -> None:
     """Stop a notebook before any work if one of its parameters is unknown, of a wrong type, or out of range.
 
     Call it right after the ``parameters`` cell as ``check_parameters(globals(), steps=at_least(1))``. Types are
     those of that cell's annotations (``steps: int = 300``); an int is taken for a float. papermill itself accepts
-    any name and any value.
+    any name and any value. A parameter ``extension`` names a file that registers entries of the reader's own; it is run
+    before the conditions are looked at.
 
     Raises
     ------
@@ -74,13 +86,14 @@ def check_parameters(namespace: Mapping[str, Any], **checks: Check) -> None:
         value = namespace[name]
         if not _is_a(value, kind):
             raise TypeError(f"{name} = {value!r}: expected {kind.__name__}, got {type(value).__name__}")
-    for name, check in checks.items():
+    load_extension(namespace["extension"] if "extension" in declared else "")
+    for name, condition in conditions.items():
         if name not in declared:
-            raise ValueError(f"check of an undeclared parameter {name!r}{nearest(name, declared)}")
-        if not check.holds(namespace[name]):
+            raise ValueError(f"condition on an undeclared parameter {name!r}{nearest(name, declared)}")
+        if not condition.holds(namespace[name]):
             value = namespace[name]
-            hint = nearest(value, check.names) if isinstance(value, str) else ""
-            raise ValueError(f"{name} = {value!r}: expected {check.expected}{hint}")
+            hint = nearest(value, condition.names) if isinstance(value, str) else ""
+            raise ValueError(f"{name} = {value!r}: expected {condition.expected}{hint}")
 
 
 def _injected(cells: list[str]) -> list[str]:
@@ -119,19 +132,6 @@ def _without_docstrings(source: str) -> str:
             while first - 1 < len(lines) and not lines[first - 1].strip():
                 del lines[first - 1]
     return "\n".join(lines)
-
-
-def precision_for(device: torch.device) -> str:
-    """Return the fastest mixed precision that is safe on ``device``: 'bf16', 'fp16' or 'no'.
-
-    NVIDIA's cards compute in bfloat16 from compute capability 8.0 on (A100, RTX 30); older ones, Colab's T4 among
-    them, are fast in float16. Elsewhere float32 keeps results repeatable.
-    """
-    import torch
-
-    if device.type != "cuda":
-        return "no"
-    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
 def describe_device(device: torch.device) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_nb.exercises.answers import Check
-from ddpm_nb.exercises.compare import Slip, compare
+from ddpm_nb.book.exercises.answers import Exercise
+from ddpm_nb.book.exercises.compare import Slip, compare
 from ddpm_nb.inverse import FullMixture
 
 
@@ -387,7 +387,7 @@ def _exercise_8_5(answer: Any) -> None:
     compare(answer, _gained, cases, slips, outputs=("the gain of the log weight",), tolerance=1e-8, floor=1e-10)
 
 
-EXERCISES: dict[str, Check] = {
+EXERCISES: dict[str, Exercise] = {
     "8.1": _exercise_8_1,
     "8.2": _exercise_8_2,
     "8.3": _exercise_8_3,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-Check = Callable[[Any], None]  # raises NotYet if the answer is not right
+Exercise = Callable[[Any], None]  # raises NotYet if the answer is not right
 
 
 class NotYet(Exception):  # noqa: N818 (it reads as what it says)

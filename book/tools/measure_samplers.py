@@ -1,6 +1,6 @@
 """Measure the Fréchet distance of a shipped model against the number of steps, for the figure of chapter 7.
 
-    python book/tools/quality.py fashion_mnist [--samples 400] [--seeds 2]
+    python book/tools/measure_samplers.py fashion_mnist [--samples 400] [--seeds 2]
 
 About ten minutes on one core with the defaults. Writes ``ddpm_nb/weights/quality/DATASET.json`` after every
 distance, so that a run that was stopped goes on where it was; another model, sample size or seed starts afresh.
@@ -18,23 +18,24 @@ import torch
 import ddpm_nb
 from ddpm_nb.data import DATASETS, load_dataset
 from ddpm_nb.denoiser import clipped
+from ddpm_nb.kernels import Kernel
+from ddpm_nb.measured import frechet_after
 from ddpm_nb.metrics import Moments
 from ddpm_nb.pretrained import Model, load_features, load_model
-from ddpm_nb.quality import frechet_after
-from ddpm_nb.sampling import DDIM, Ancestral, Move, grid
-from ddpm_nb.schedule import NoiseSchedule
+from ddpm_nb.sampling import DDIM, Ancestral, grid
+from ddpm_nb.schedule import added_var
 from ddpm_nb.solvers import DPMSolver2M
 
 WEIGHTS = Path(ddpm_nb.__file__).parent / "weights"
 COUNTS = (5, 10, 20, 40)
 
 
-def samplers(model: Model) -> dict[str, Move]:
+def samplers(model: Model) -> dict[str, Kernel]:
     """The kernels of the figure, each with a clipped estimate."""
     q, denoise = model.q, clipped(model.denoiser)
     return {
         "ancestral, β̃": Ancestral(q, denoise),
-        "ancestral, β": Ancestral(q, denoise, NoiseSchedule.beta_between),
+        "ancestral, β": Ancestral(q, denoise, added_var),
         "DDIM, η = 0": DDIM(q, denoise),
         "DPM-Solver++(2M)": DPMSolver2M(q, denoise),
     }

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_nb.exercises.answers import Check
-from ddpm_nb.exercises.compare import Slip, compare
+from ddpm_nb.book.exercises.answers import Exercise
+from ddpm_nb.book.exercises.compare import Slip, compare
+from ddpm_nb.diffusion import posterior_var
 from ddpm_nb.gaussian import Gaussian, conditional, observe
 from ddpm_nb.schedule import NoiseSchedule
 
@@ -265,7 +266,7 @@ def _terms(v: float, betas: Tensor) -> tuple[Gaussian, Gaussian, Gaussian]:
     t = torch.arange(2, schedule.T + 1)
     before = Gaussian(torch.zeros(len(t), dtype=torch.float64), 1 - schedule.alpha_bar(t - 1) * (1 - v))
     exact = observe(before, schedule.alpha(t).sqrt(), schedule.beta(t), torch.zeros(len(t), dtype=torch.float64))
-    return exact, Gaussian(exact.mean, schedule.beta(t)), Gaussian(exact.mean, schedule.posterior_var(t - 1, t))
+    return exact, Gaussian(exact.mean, schedule.beta(t)), Gaussian(exact.mean, posterior_var(*schedule.levels(t - 1, t)))
 
 
 def _price(v: float, betas: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,7 +327,7 @@ def _exercise_3_4(answer: Any) -> None:
     )
 
 
-EXERCISES: dict[str, Check] = {
+EXERCISES: dict[str, Exercise] = {
     "3.1": _exercise_3_1,
     "3.2": _exercise_3_2,
     "3.3": _exercise_3_3,

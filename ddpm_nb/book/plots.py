@@ -5,19 +5,19 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+from ddpm_nb.pictures import contact_sheet, picture
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from PIL.Image import Image
 
-__all__ = ["COLORS", "animate", "choose", "draw_images", "show", "use_style"]
+__all__ = ["COLORS", "animate", "draw_images", "show", "show_choices", "use_style"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, distinct to readers with any form of colour vision."""
@@ -65,7 +65,7 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def animate(frames: Sequence[Tensor], columns: int, alt: str, seconds: float = 0.12, plays: int = 3) -> None:
-    """Display frames of images ``(n, 1, h, w)`` in [−1, 1] one after the other, and rest on the last.
+    """Display frames of images ``(n, 1 | 3, h, w)`` in [−1, 1] one after the other, and rest on the last.
 
     The output is an animated PNG, which browsers play without a script or a network; where it does not play its first
     frame stands. It stops by itself after ``plays`` rounds. Raises ``ValueError`` for an empty ``alt`` or no frames.
@@ -74,7 +74,7 @@ def animate(frames: Sequence[Tensor], columns: int, alt: str, seconds: float = 0
 
     if not alt.strip() or not frames:
         raise ValueError("alt, frames: expected a sentence that says what the animation shows, and at least one frame")
-    first, *others = [_picture(images, columns) for images in frames]
+    first, *others = [picture(images, columns) for images in frames]
     durations = [round(1000 * seconds)] * len(others) + [2000]
     png = io.BytesIO()
     first.save(png, format="PNG", save_all=True, append_images=others, duration=durations, loop=plays, optimize=True)
@@ -82,8 +82,8 @@ def animate(frames: Sequence[Tensor], columns: int, alt: str, seconds: float = 0
     display(data, raw=True, metadata={"image/png": {"alt": alt, "width": first.width}})
 
 
-def choose(pictures: Mapping[str, Tensor], columns: int, name: str, alt: str) -> None:
-    """Display a row of buttons, one for each label, and the images ``(n, 1, h, w)`` of the label that is chosen.
+def show_choices(pictures: Mapping[str, Tensor], columns: int, name: str, alt: str) -> None:
+    """Display a row of buttons, one for each label, and the images ``(n, 1 | 3, h, w)`` of the label that is chosen.
 
     All pictures are in the page, and the choice is made by the browser's own radio buttons: no kernel, no script.
     ``name`` says what is chosen and ``alt`` what a picture shows. Raises ``ValueError`` for an empty ``alt``.
@@ -96,7 +96,7 @@ def choose(pictures: Mapping[str, Tensor], columns: int, name: str, alt: str) ->
     rules, buttons, images = [], [], []
     for i, (label, batch) in enumerate(pictures.items()):
         png = io.BytesIO()
-        _picture(batch, columns).save(png, format="PNG", optimize=True)
+        picture(batch, columns).save(png, format="PNG", optimize=True)
         source = base64.b64encode(png.getvalue()).decode()
         text = html.escape(f"{alt} {name}: {label}.", quote=True)
         checked = " checked" if i == len(pictures) - 1 else ""
@@ -113,27 +113,10 @@ def choose(pictures: Mapping[str, Tensor], columns: int, name: str, alt: str) ->
 
 
 def draw_images(axes: Axes, images: Tensor, columns: int, low: float = -1.0, high: float = 1.0) -> None:
-    """Draw images ``(n, 1, h, w)`` in a grid of ``columns`` columns; ``low`` is black, ``high`` white."""
-    axes.imshow(_canvas(images, columns), vmin=low, vmax=high, interpolation="nearest")
+    """Draw images ``(n, 1 | 3, h, w)`` in a grid of ``columns`` columns; ``low`` is black, ``high`` white."""
+    canvas = contact_sheet(images, columns)
+    if canvas.shape[2] == 1:
+        axes.imshow(canvas[:, :, 0], vmin=low, vmax=high, interpolation="nearest")
+    else:
+        axes.imshow(np.nan_to_num((canvas - low) / (high - low), nan=1.0).clip(0, 1), interpolation="nearest")
     axes.set_axis_off()
-
-
-def _canvas(images: Tensor, columns: int) -> np.ndarray:
-    """Return the images ``(n, 1, h, w)`` in a grid, parted by lines of NaN."""
-    n, _, height, width = images.shape
-    rows = math.ceil(n / columns)
-    canvas = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), np.nan)
-    for i, image in enumerate(images[:, 0].float().cpu().numpy()):
-        top, left = 1 + (i // columns) * (height + 1), 1 + (i % columns) * (width + 1)
-        canvas[top : top + height, left : left + width] = image
-    return canvas
-
-
-def _picture(images: Tensor, columns: int, width: int = 640) -> Image:
-    """Return images in [−1, 1] as a grey picture of about ``width`` pixels, the lines between them white."""
-    from PIL import Image
-
-    canvas = _canvas(images.clamp(-1, 1), columns)
-    levels = np.where(np.isnan(canvas), 255, np.nan_to_num((canvas + 1) / 2) * 255).round().astype(np.uint8)
-    scale = max(width // levels.shape[1], 1)
-    return Image.fromarray(levels.repeat(scale, 0).repeat(scale, 1))

@@ -11,14 +11,14 @@ import pkgutil
 from typing import Any
 
 from ddpm_nb.arguments import choose
-from ddpm_nb.exercises.answers import Check, NotYet
+from ddpm_nb.book.exercises.answers import Exercise, NotYet
 
 __all__ = ["check", "exercises", "verdict"]
 
 
-def exercises() -> dict[str, Check]:
+def exercises() -> dict[str, Exercise]:
     """Return the checks of all chapters by number, '1.1' first."""
-    found: dict[str, Check] = {}
+    found: dict[str, Exercise] = {}
     for module in sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name.startswith("chapter_")):
         found |= importlib.import_module(f"{__name__}.{module}").EXERCISES
     return found

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddpm_nb.book.exercises.answers import Exercise
+from ddpm_nb.book.exercises.compare import Slip, compare
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.exercises.answers import Check
-from ddpm_nb.exercises.compare import Slip, compare
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.schedule import NoiseSchedule
 
@@ -305,7 +305,7 @@ def _exercise_4_4(answer: Any) -> None:
     compare(answer, _level_bits, cases, slips, outputs=("the number of bits",))
 
 
-EXERCISES: dict[str, Check] = {
+EXERCISES: dict[str, Exercise] = {
     "4.1": _exercise_4_1,
     "4.2": _exercise_4_2,
     "4.3": _exercise_4_3,

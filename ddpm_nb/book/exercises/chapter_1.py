@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_nb.exercises.answers import Check, NotYet
-from ddpm_nb.exercises.compare import Slip, call, compare
+from ddpm_nb.book.exercises.answers import Exercise, NotYet
+from ddpm_nb.book.exercises.compare import Slip, call, compare
 
 
 def _f64(*values: float) -> Tensor:
@@ -273,7 +273,7 @@ def _exercise_1_4(answer: Any) -> None:
             "You used the variance as a standard deviation.",
         ),
         Slip(scaled(0, 0.5), "You took the variance of the log ratio to be its mean; it is not."),
-        Slip(scaled(0, 0.25), "Check the ½ of the divergence: you divide by the squared distance without it."),
+        Slip(scaled(0, 0.25), "Exercise the ½ of the divergence: you divide by the squared distance without it."),
         Slip(scaled(1), "The standard deviation of the log ratio grows with the distance, not with its square."),
         Slip(
             lambda mean_1, mean_2, var, relative: (
@@ -287,7 +287,7 @@ def _exercise_1_4(answer: Any) -> None:
     compare(answer, _draws_needed, cases, slips, outputs=("the number of draws",))
 
 
-EXERCISES: dict[str, Check] = {
+EXERCISES: dict[str, Exercise] = {
     "1.1": _exercise_1_1,
     "1.2": _exercise_1_2,
     "1.3": _exercise_1_3,

@@ -1,0 +1,1 @@
+"""What only the book needs: notebooks' parameters, figures, exercises, and the algorithms of the documents as printed."""

@@ -1,0 +1,59 @@
+"""What a device computes in: the widest float it has, and the settings with which it trains fastest."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["Copies", "default_device", "memory_format_for", "precision_for", "widest"]
+
+
+def default_device() -> torch.device:
+    """Return the device that a run without a choice takes: this process's GPU, an Apple GPU, or the CPU."""
+    from accelerate import PartialState  # seconds to import, needed here only
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on a device that has no float64: Apple's GPUs."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def precision_for(device: torch.device) -> str:
+    """Return the fastest mixed precision that is safe on ``device``: 'bf16', 'fp16' or 'no'.
+
+    NVIDIA's cards compute in bfloat16 from compute capability 8.0 on (A100, RTX 30); older ones, Colab's T4 among
+    them, are fast in float16. Elsewhere float32 keeps results repeatable.
+    """
+    if device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+
+
+def memory_format_for(device: torch.device) -> torch.memory_format:
+    """Return how a network of convolutions keeps its weights: channels last for the tensor cores of NVIDIA's cards."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+class Copies:
+    """Tensors beside whatever they are used with: each goes to a device in a dtype once, and is kept there."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._tensors = tensors
+        self._kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+
+    def beside(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return them on the device of ``x`` and, those that hold floats, in its dtype."""
+        return self.on(x.device, x.dtype)
+
+    def on(self, device: torch.device, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+        """Return them on a device in a dtype, by default the widest it has."""
+        dtype = widest(device) if dtype is None else dtype
+        if (device, dtype) not in self._kept:
+            self._kept[device, dtype] = tuple(
+                tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+                for tensor in self._tensors
+            )
+        return self._kept[device, dtype]
