@@ -46,10 +46,20 @@ def _same_state(level: Level) -> Tensor:
 
 CONVENTIONS: dict[str, Convention] = {
     "ho": Convention(
-        "Ho et al. 2020, and this book", r"$\bar\alpha_t$", lambda level: level.alpha_bar, torch.log, _same_state, "$t = 1, .., T$"
+        "Ho et al. 2020, and this book",
+        r"$\bar\alpha_t$",
+        lambda level: level.alpha_bar,
+        torch.log,
+        _same_state,
+        "$t = 1, .., T$",
     ),
     "improved": Convention(
-        r"Nichol & Dhariwal 2021, code", "`alphas_cumprod[i]`", lambda level: level.alpha_bar, torch.log, _same_state, "$i = t - 1$"
+        "Nichol & Dhariwal 2021, code",
+        "`alphas_cumprod[i]`",
+        lambda level: level.alpha_bar,
+        torch.log,
+        _same_state,
+        "$i = t - 1$",
     ),
     "vdm": Convention(
         "VDM, Kingma et al. 2021",

@@ -131,10 +131,10 @@ def check_process(q: GaussianDiffusion, denoise: Denoiser) -> None:
     if not isinstance(own, GaussianDiffusion) or own is q or own.schedule is q.schedule:
         return
     if not torch.equal(own.schedule.log_alpha_bars, q.schedule.log_alpha_bars):
+        ours, theirs = (schedule.level(schedule.T).signal for schedule in (q.schedule, own.schedule))
         raise ValueError(
-            f"q: a schedule of T = {q.schedule.T} steps that ends at √ᾱ_T = {q.schedule.level(q.schedule.T).signal:.3g}, "
-            f"but the denoiser's has T = {own.schedule.T} and √ᾱ_T = {own.schedule.level(own.schedule.T).signal:.3g}; "
-            "expected the denoiser's own q"
+            f"q: a schedule of T = {q.schedule.T} steps that ends at √ᾱ_T = {ours:.3g}, but the denoiser's has "
+            f"T = {own.schedule.T} and √ᾱ_T = {theirs:.3g}; expected the denoiser's own q"
         )
 
 

@@ -127,9 +127,7 @@ def decreasing_times(times: Sequence[int]) -> list[int]:
     """Return ``times`` as ints; ``ValueError`` if they do not decrease strictly or are fewer than two."""
     times = [whole_number("times", t, least=0) for t in times]
     if len(times) < 2 or any(t <= s for t, s in pairwise(times)):
-        raise ValueError(
-            f"times = {times!r:.80}: expected at least two strictly decreasing steps, such as grid(T, 50)"
-        )
+        raise ValueError(f"times = {times!r:.80}: expected at least two strictly decreasing steps, such as grid(T, 50)")
     return times
 
 

@@ -49,7 +49,7 @@ class Measured:
 
 
 def measured(dataset: str) -> Measured:
-    """Return what ``book/tools/measure_samplers.py`` measured on a shipped model; ``ValueError`` names those there are."""
+    """Return what ``book/tools/measure_samplers.py`` measured on a shipped model; ``ValueError`` names them."""
     stored = json.loads(choose("dataset", dataset, _STORED).read_text("utf-8"))
     rows = {
         sampler: {int(steps): tuple(values) for steps, values in row.items()} for sampler, row in stored["rows"].items()

@@ -205,7 +205,9 @@ def _state(
         try:
             choose("source", str(source), shipped)
         except ValueError as error:
-            raise ValueError(f"{error}, or the path of a file; chapter 6 and python -m ddpm_nb train make one") from None
+            raise ValueError(
+                f"{error}, or the path of a file; chapter 6 and python -m ddpm_nb train make one"
+            ) from None
     state = load_checkpoint(path)
     missing = [key for key in keys if key not in state]
     if missing:

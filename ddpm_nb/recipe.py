@@ -87,7 +87,7 @@ class Recipe:
         gap = -0.5 * math.log(end.noise_var)  # L_T of a pixel at ±1
         if gap > _LARGEST_PRIOR_GAP:
             warnings.warn(
-                f"schedule = {self.schedule!r}, T = {self.T}: the chain ends with √ᾱ_T = {end.signal:.3g} of the signal, "
+                f"schedule = {self.schedule!r}, T = {self.T}: the chain ends with √ᾱ_T = {end.signal:.3g}, "
                 f"so that L_T is up to {gap:.2g} nats for each pixel; expected less than {_LARGEST_PRIOR_GAP:g}. "
                 "Samples will begin with noise that the network never saw",
                 stacklevel=3,

@@ -78,7 +78,7 @@ def load_extension(source: str) -> None:
         try:
             importlib.import_module(source)
         except ModuleNotFoundError as error:
-            raise ValueError(f"extension = {source!r}: expected a path to a .py file, or an importable module") from error
+            raise ValueError(f"extension = {source!r}: expected a path to a .py file, or a module's name") from error
         return
     path = Path(source).resolve()
     name = f"ddpm_nb_extension_{path.stem}"

@@ -200,8 +200,8 @@ def euler_maruyama(
 
     Raises ``ValueError`` where ``times`` run against the process.
     """
-    for x, u in follow(euler_maruyama_kernel(process), x, times.tolist(), generator):
-        yield u, x
+    for state in follow(euler_maruyama_kernel(process), x, times.tolist(), generator):
+        yield state.t, state.x
 
 
 def langevin_step(score: Field, x: Tensor, u: float, size: float) -> Gaussian:

@@ -1,4 +1,4 @@
-"""A GPU that nobody has: tensors on the CPU that say they are on "cuda", refuse to mix, and count what a host waits for.
+"""A GPU that nobody has: tensors on the CPU that say they are on "cuda", refuse to mix, and count the waits.
 
     with Pretended() as seen:
         x = on_cuda(torch.randn(4, 2))
@@ -6,9 +6,9 @@
     seen.waits   # Counter of (operation, file:line of the package): the host would wait for the GPU there
     seen.copies  # Counter of (direction, shape, file:line): copies between host and GPU
 
-An operation of a pretended tensor with one of the host that has an axis raises ``DevicesMix``; a 0-d tensor of the host
-mixes, as in CUDA. Float64 is allowed: for an Apple GPU, which has none, ask with ``Pretended("mps")``, which then raises
-``NoFloat64`` for any such tensor on the device.
+An operation of a pretended tensor with one of the host that has an axis raises ``DevicesMixError``; a 0-d tensor of
+the host mixes, as in CUDA. An Apple GPU has no float64: with ``Pretended("mps")`` such a tensor on the device raises
+``NoFloat64Error``.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+READS = {
+    *("item", "__bool__", "__int__", "__float__", "__index__", "tolist", "numpy", "__array__", "__contains__"),
+    *("__format__", "__repr__", "equal", "allclose", "is_nonzero"),
+}  # their answer is no tensor
 WAITS = {
-    "item", "__bool__", "__int__", "__float__", "__index__", "tolist", "numpy", "__array__", "__contains__", "__format__",
-    "__repr__", "nonzero", "argwhere", "unique", "_unique2", "unique_consecutive", "bincount", "masked_select", "equal",
-    "allclose", "is_nonzero", "linalg_eigh", "eigh", "eigvalsh", "linalg_eigvalsh", "cholesky", "linalg_cholesky", "inv",
-    "solve", "linalg_solve", "svd", "linalg_svd", "repeat_interleave",
-}  # fmt: skip
-WITHOUT_ANSWER = {"item", "__bool__", "__int__", "__float__", "__index__", "tolist", "numpy", "__array__", "__contains__",
-                  "__format__", "__repr__", "equal", "allclose", "is_nonzero"}  # fmt: skip
+    *READS,
+    *("nonzero", "argwhere", "unique", "_unique2", "unique_consecutive", "bincount", "masked_select"),
+    *("repeat_interleave", "linalg_eigh", "eigh", "eigvalsh", "linalg_eigvalsh", "cholesky", "linalg_cholesky"),
+    *("inv", "solve", "linalg_solve", "svd", "linalg_svd"),
+}
 
 
-class DevicesMix(RuntimeError):
+class DevicesMixError(RuntimeError):
     """An operation takes tensors of the host and of the GPU."""
 
 
-class NoFloat64(TypeError):
+class NoFloat64Error(TypeError):
     """A float64 tensor on a device that has none."""
 
 
@@ -115,9 +117,7 @@ def _where() -> str:
 
 def _by_torch_itself() -> bool:
     """Whether torch groups tensors by their true device, the host, which the pretence cannot hide from it."""
-    return any(
-        frame is not None and frame.f_code.co_filename.endswith("clip_grad.py") for frame in _frames(8)
-    )
+    return any(frame is not None and frame.f_code.co_filename.endswith("clip_grad.py") for frame in _frames(8))
 
 
 def _frames(depth: int) -> Iterator[Any]:
@@ -150,7 +150,7 @@ def _tagged(value: Any) -> Any:
         if Pretended.active is not None and Pretended.active.device.type == "mps":
             with torch._C.DisableTorchFunctionSubclass():
                 if value.dtype == torch.float64:
-                    raise NoFloat64(f"a float64 tensor of shape {tuple(value.shape)} on the device, {_where()}")
+                    raise NoFloat64Error(f"a float64 tensor of shape {tuple(value.shape)} on the device, {_where()}")
         return value.as_subclass(OnDevice) if type(value) is Tensor else value
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_tagged(item) for item in value))
@@ -199,7 +199,7 @@ def _call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         on_device, kwargs = _is_device(kwargs["device"]), {**kwargs, "device": "cpu"}
     with torch._C.DisableTorchFunctionSubclass():
         result = func(*args, **kwargs)
-    if name in WITHOUT_ANSWER or (name == "__get__" and not isinstance(result, Tensor)):
+    if name in READS or (name == "__get__" and not isinstance(result, Tensor)):
         return result
     return _tagged(result) if on_device else result
 
@@ -214,10 +214,10 @@ def _indexed(name: str, args: tuple[Any, ...]) -> None:
         if isinstance(args[0], OnDevice):
             _moved(index, to_device=True)
         elif isinstance(index, OnDevice):
-            raise DevicesMix(f"{name}: a tensor of the host, indexed by one on the device, {_where()}")
-    if name == "__setitem__" and isinstance(args[2], Tensor) and args[2].ndim:
-        if isinstance(args[0], OnDevice) != isinstance(args[2], OnDevice):
-            raise DevicesMix(f"__setitem__ of {'host' if isinstance(args[0], OnDevice) else 'device'} values, {_where()}")
+            raise DevicesMixError(f"{name}: a tensor of the host, indexed by one on the device, {_where()}")
+    value = args[2] if name == "__setitem__" else None
+    if isinstance(value, Tensor) and value.ndim and isinstance(args[0], OnDevice) != isinstance(value, OnDevice):
+        raise DevicesMixError(f"__setitem__: values and target on two devices, {_where()}")
 
 
 def _check_mix(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -225,7 +225,9 @@ def _check_mix(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None
     host = [t for t in tensors if not isinstance(t, OnDevice) and t.ndim > 0]
     if host and len(host) < len(tensors) and any(isinstance(t, OnDevice) for t in tensors):
         device = [tuple(_plain(t).shape) for t in tensors if isinstance(t, OnDevice)]
-        raise DevicesMix(f"{name}: {device} on the device with {[tuple(t.shape) for t in host]} of the host, {_where()}")
+        raise DevicesMixError(
+            f"{name}: {device} on the device with {[tuple(t.shape) for t in host]} of the host, {_where()}"
+        )
 
 
 def _to(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -255,11 +257,15 @@ class _Factories(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if any(isinstance(tensor, OnDevice) for tensor in _flat((args, kwargs))):
             return func(*args, **kwargs)  # the tensor's own __torch_function__
-        if getattr(func, "__name__", "") == "to" and isinstance(args[0], Tensor):
-            if any(_is_device(a) for a in [*args[1:], kwargs.get("device")] if isinstance(a, str | torch.device)):
-                return _to("to", args, kwargs)
+        places = [a for a in [*args[1:], kwargs.get("device")] if isinstance(a, str | torch.device)]
+        if getattr(func, "__name__", "") == "to" and isinstance(args[0], Tensor) and any(map(_is_device, places)):
+            return _to("to", args, kwargs)
         if kwargs.get("device") is not None and _is_device(kwargs["device"]):
-            if args and isinstance(args[0], list | float | int) and getattr(func, "__name__", "") in ("tensor", "as_tensor"):
+            if (
+                args
+                and isinstance(args[0], list | float | int)
+                and getattr(func, "__name__", "") in ("tensor", "as_tensor")
+            ):
                 _moved(torch.empty(0), to_device=True)
             return _tagged(func(*args, **{**kwargs, "device": "cpu"}))
         return func(*args, **kwargs)

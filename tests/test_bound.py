@@ -159,7 +159,7 @@ def gaussian_paths(q: GaussianDiffusion, v: float, variance) -> tuple[torch.Tens
         best = math.sqrt(alpha_bar[t]) * v / (alpha_bar[t] * v + 1 - alpha_bar[t])
         on_x_0 = math.sqrt(alpha_bar[t - 1]) * beta / (1 - alpha_bar[t])
         on_x_t = math.sqrt(1 - beta) * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t])
-        spread = beta if t == 1 else variance(*q.schedule.levels(t - 1, t)).item()
+        spread = beta if t == 1 else variance(*q.schedule.levels(t - 1, t))
         rows[t - 1] = (on_x_0 * best + on_x_t) * rows[t]
         rows[t - 1, t - 1] = math.sqrt(spread)
     return forward, rows @ rows.mT

@@ -28,9 +28,7 @@ from ddpm_nb.sampling import Ancestral
 from ddpm_nb.schedule import NoiseSchedule, added_var, cosine_schedule, linear_schedule
 
 F64 = torch.float64
-VARIANCES = pytest.mark.parametrize(
-    "variance", [posterior_var, added_var], ids=["beta_tilde", "beta"]
-)
+VARIANCES = pytest.mark.parametrize("variance", [posterior_var, added_var], ids=["beta_tilde", "beta"])
 
 
 def chain(T=6):

@@ -18,6 +18,7 @@ from ddpm_nb.convergence import (
 from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian
+from ddpm_nb.kernels import last, walk
 from ddpm_nb.sampling import DDIM, Ancestral
 from ddpm_nb.sde import VPSDE, Process, euler_maruyama_step, exact_score, heun, langevin_step, linear_sde, observed
 

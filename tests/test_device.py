@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretend_cuda import DevicesMix, NoFloat64, Pretended, network_on_cuda, on_cuda
+from pretend_cuda import DevicesMixError, NoFloat64Error, Pretended, network_on_cuda, on_cuda
 from torch import Tensor
 
 from ddpm_nb import inverse, metrics
@@ -222,9 +222,9 @@ def test_nothing_casts_to_float64_where_the_device_has_none(name: str) -> None:
 def test_the_stand_in_sees_what_it_is_for() -> None:
     with Pretended() as seen:
         x = points()
-        with pytest.raises(DevicesMix):
+        with pytest.raises(DevicesMixError):
             x + torch.ones(4)
-        with pytest.raises(DevicesMix):
+        with pytest.raises(DevicesMixError):
             torch.ones(4) * x
         assert (x + torch.ones(())).device.type == "cuda"
         float(x.sum())
@@ -235,5 +235,5 @@ def test_the_stand_in_sees_what_it_is_for() -> None:
         torch.ones(3, device="cuda") + torch.zeros(3, device=x.device)
     assert sum(seen.waits.values()) == 4
     assert sum(seen.copies.values()) == 2
-    with Pretended("mps"), pytest.raises(NoFloat64):
+    with Pretended("mps"), pytest.raises(NoFloat64Error):
         points().double()

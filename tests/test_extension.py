@@ -1,4 +1,4 @@
-"""A user's own schedule, sampler, data set, network and parameterization: one place each, few lines, known everywhere."""
+"""A user's own schedule, sampler, data set, network and parameterization: one place each, known everywhere."""
 
 from __future__ import annotations
 

@@ -592,7 +592,9 @@ def stay(x_t: Tensor, s: int, t: int) -> Gaussian:
             r"operator on events of shape \(1, 8, 8\): expected 2 numbers",
         ),
         (
-            lambda: exact_posterior(PRIOR, Measurement(Matrix(torch.ones(2, 2).double()), normal(1, 2), 0.0)),
+            lambda: exact_posterior(
+                PRIOR, Measurement(Matrix(torch.eye(2).double()[:, [0]] * torch.eye(2).double()), normal(1, 2), 0.0)
+            ),
             ValueError,
             r"sigma_y² = 0\.0: expected a larger one",
         ),

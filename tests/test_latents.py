@@ -81,7 +81,10 @@ def test_the_arc_keeps_length_and_ends(draw):
     [
         (lambda x: great_circle(x, 2 * x, [0.5]), "a, b: expected two latents that are not multiples"),
         (lambda x: great_circle(x, 0 * x, [0.5]), "a, b: expected two latents that are not multiples"),
-        (lambda x: encode(Q, LAW.denoiser(Q), x, [0, 5]), r"times = \[0, 5\]: expected at least two strictly decreasing"),
+        (
+            lambda x: encode(Q, LAW.denoiser(Q), x, [0, 5]),
+            r"times = \[0, 5\]: expected at least two strictly decreasing",
+        ),
         (lambda x: encode(Q, LAW.denoiser(Q), x, [5, 0], 0), "iterations = 0: expected a whole number of at least 1"),
     ],
 )

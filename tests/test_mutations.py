@@ -1,4 +1,4 @@
-"""Every plant of ``mutations.py`` still finds its passage and its tests, so that none is lost until somebody runs them."""
+"""Every plant of ``mutations.py`` still finds its passage and its tests, so that none is lost unseen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def functions_in(file: str) -> set[str]:
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.name)
 def test_a_plant_finds_its_passage_and_its_tests(plant: Plant) -> None:
     source = (ROOT / "ddpm_nb" / f"{plant.module}.py").read_text("utf-8")
-    assert source.count(plant.source) == 1, f"{plant.source!r} stands {source.count(plant.source)} times in {plant.module}"
+    assert source.count(plant.source) == 1, (
+        f"{plant.source!r} stands {source.count(plant.source)} times in {plant.module}"
+    )
     assert plant.bug != plant.source
     compile(source.replace(plant.source, plant.bug), plant.module, "exec")
     for test in plant.tests:

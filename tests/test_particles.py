@@ -110,7 +110,7 @@ def test_likelihood_against_a_multivariate_normal(spread: Spread):
     m, x = Measurement(A, normal(5, 3), 0.3), normal(5, 2, seed=1)
     denoise, likelihood = PAIR.denoiser(Q), Likelihood(PAIR.denoiser(Q), Q, m, spread)
     for t, x_0 in ((0, x), (1, denoise(x, 1)), (400, denoise(x, 400))):
-        cov = spread(Q.schedule, t) * A.entries @ A.entries.mT + 0.09 * torch.eye(3, dtype=DOUBLE)
+        cov = spread(Q.schedule.level(t)) * A.entries @ A.entries.mT + 0.09 * torch.eye(3, dtype=DOUBLE)
         expected = torch.distributions.MultivariateNormal(A(x_0), cov).log_prob(m.y)
         torch.testing.assert_close(likelihood(x, t).log_prob, expected, rtol=1e-10, atol=0)
         torch.testing.assert_close(likelihood(x, t).x_0, x_0, rtol=0, atol=0)

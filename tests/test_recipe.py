@@ -25,7 +25,9 @@ from ddpm_nb.schedule import SCHEDULES, linear_schedule
 from ddpm_nb.training import checkpointed
 
 KILLS = int(os.environ.get("DDPM_NB_KILLS", "2"))  # a run by hand may ask for more
-SHORT = Recipe(mixed_precision="no", steps=6, batch_size=12, warmup=2, parameterization="v", weighting="min_snr", ema_decay=0.9)
+SHORT = Recipe(
+    mixed_precision="no", steps=6, batch_size=12, warmup=2, parameterization="v", weighting="min_snr", ema_decay=0.9
+)
 
 
 def words(recipe: Recipe) -> list[str]:

@@ -80,7 +80,9 @@ def test_one_minus_alpha_bar_survives_the_cast_to_float32():
     schedule = linear_schedule()
     assert relative_error(schedule.level(1).noise_var, mpf(1e-4)) < 1e-12
     for t in range(1, 1001):
-        assert relative_error(torch.tensor(schedule.level(t).noise_var, dtype=torch.float32).item(), 1 - exact[t]) < 6e-8
+        assert (
+            relative_error(torch.tensor(schedule.level(t).noise_var, dtype=torch.float32).item(), 1 - exact[t]) < 6e-8
+        )
     # The usual table fails the same test by three orders of magnitude.
     assert relative_error(float32_table[0].item(), 1 - exact[1]) > 1e-4
 
@@ -141,7 +143,12 @@ def test_a_tensor_of_steps_gives_what_each_int_gives(schedule):
         for name in ("signal", "noise", "noise_var", "log_alpha_bar", "alpha_bar", "snr", "log_snr", "sigma"):
             each = torch.tensor([getattr(schedule.level(int(t)), name) for t in steps], dtype=torch.float64)
             assert_close(getattr(schedule.level(steps.to(kind)), name), each, rtol=1e-14, atol=0.0)
-    for of_two in (posterior_var, added_var, lambda a, b: posterior_mean(a, b)[0], lambda a, b: posterior_mean(a, b)[1]):
+    for of_two in (
+        posterior_var,
+        added_var,
+        lambda a, b: posterior_mean(a, b)[0],
+        lambda a, b: posterior_mean(a, b)[1],
+    ):
         each = torch.tensor([of_two(*schedule.levels(int(t) - 1, int(t))) for t in steps], dtype=torch.float64)
         assert_close(of_two(*schedule.levels(steps - 1, steps)), each, rtol=1e-13, atol=1e-300)
 

@@ -9,7 +9,7 @@ import torch
 from scipy import integrate, optimize, stats
 
 from ddpm_nb.denoiser import EPS, SCORE
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import CorrelatedGaussian, GaussianMixture
 from ddpm_nb.gaussian import Gaussian, convolution
 from ddpm_nb.kernels import follow, last
@@ -431,7 +431,9 @@ def test_predictor_corrector_alternates_a_step_in_time_and_steps_at_the_new_time
     x = column(0.4, -1.0, 2.0)
     predictor = euler_maruyama_kernel(process)
     kernel = PredictorCorrector(predictor, SCORE_OF_DATA, lambda v: v / 10, 2)
-    for (found, v), (u, expected_v) in zip(follow(kernel, x, grid.tolist(), ours), pairwise(grid.tolist()), strict=True):
+    for (found, v), (u, expected_v) in zip(
+        follow(kernel, x, grid.tolist(), ours), pairwise(grid.tolist()), strict=True
+    ):
         x = euler_maruyama_step(process, x, u, expected_v).sample(generator)
         for _ in range(2):
             x = langevin_step(SCORE_OF_DATA, x, expected_v, expected_v / 10).sample(generator)

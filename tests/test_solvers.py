@@ -12,7 +12,8 @@ from ddpm_nb.denoiser import EPS, NetworkDenoiser, clipped
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.sampling import DDIM, Ancestral, Multistep, grid, last, walk
+from ddpm_nb.kernels import Multistep
+from ddpm_nb.sampling import DDIM, Ancestral, grid, last, walk
 from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 from ddpm_nb.sde import PredictorCorrector, chain_sde
 from ddpm_nb.solvers import SAMPLERS, DPMSolver2M, Heun, corrected

@@ -420,7 +420,7 @@ def test_layers_of_noise_add_up_after_they_are_worn_down(betas):
     q, T = chain(betas), len(betas)
     for t in steps(T):
         s = torch.arange(1, t + 1)
-        layers = q.schedule.beta(s) * q.schedule.alpha_between(s, torch.full_like(s, t))
+        layers = q.schedule.beta(s) * q.schedule.alpha_bar(t) / q.schedule.alpha_bar(s)
         var = q.marginal(torch.zeros(1, 1, dtype=F64), t).var.item()
         assert layers.sum().item() == pytest.approx(var, rel=1e-9)
         raw = math.fsum(betas[:t])

@@ -144,13 +144,13 @@ def test_the_noise_in_the_mean_is_the_total_noise_and_not_that_of_the_step(draw,
 # --- the divergence of a step ---
 
 
-@pytest.mark.parametrize("variance", [BETA_TILDE, BETA, lambda schedule, s, t: torch.tensor(0.7, dtype=F64)])
+@pytest.mark.parametrize("variance", [BETA_TILDE, BETA, lambda before, here: 0.7])
 @LATER_STEPS
 def test_a_step_costs_the_squared_distance_of_the_means_over_twice_its_variance(draw, t, variance):
     _, beta, before, after = letters(t)
     x_0, _, x_t, _, x_0_hat = states(draw, t)
     true, model = (Q.posterior(x, x_t, t - 1, t).mean for x in (x_0, x_0_hat))
-    narrow, var = beta * (1 - before) / (1 - after), variance(Q.schedule, t - 1, t).item()
+    narrow, var = beta * (1 - before) / (1 - after), variance(*Q.schedule.levels(t - 1, t))
     kl = mean_over(true, narrow, lambda x: log_normal(x, true, narrow) - log_normal(x, model, var))
     constant = D / 2 * (narrow / var - 1 - math.log(narrow / var))
     assert_close(step_term(Q, lambda x, t: x_0_hat, x_0, x_t, t, variance), kl, **EXACT)
@@ -267,7 +267,7 @@ def test_the_best_variance_lies_between_the_two_choices_and_depends_on_the_data(
         law = GaussianMixture([1.0], [[0.0]], [v])
         return law.reverse_kernel(Q, torch.tensor([0.4], dtype=F64), t - 1, t).variances.item()
 
-    small, large = (variance(Q.schedule, t - 1, t).item() for variance in (BETA_TILDE, BETA))
+    small, large = (variance(*Q.schedule.levels(t - 1, t)) for variance in (BETA_TILDE, BETA))
     assert best(1e-13) == pytest.approx(small, rel=1e-9)  # the data are one point
     assert best(1.0) == pytest.approx(large, rel=1e-12)
     assert small < best(0.1) < best(0.5) < large < best(2.0)

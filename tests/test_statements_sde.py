@@ -24,6 +24,7 @@ from ddpm_nb.sde import (
     fokker_planck_residual,
     heun,
     linear_sde,
+    observed,
     solve_ode,
 )
 
@@ -358,7 +359,7 @@ def test_reverse_sde_redraws_the_data_and_does_not_return_it():
     n, x_u = 5000, -0.15
     x = torch.full((n, 1), x_u, dtype=DOUBLE)
     drawn = end(euler_maruyama(SDE.reverse(exact_score(SDE, LINE)), x, times(u, 0, 300), seeded()))[:, 0]
-    one_step = GaussianDiffusion(NoiseSchedule([0.0, SDE.log_alpha_bar(u)]))
+    one_step = GaussianDiffusion(observed(SDE, [u]))
     posterior = LINE.reverse_kernel(one_step, torch.tensor([x_u], dtype=DOUBLE), 0, 1)
     assert stats.ks_2samp(drawn, posterior.sample(n, seeded(1))[:, 0]).pvalue > 1e-3
     assert stats.ks_2samp(drawn, LINE.sample(n, seeded(2))[:, 0]).pvalue < 1e-6

@@ -10,7 +10,7 @@ from ddpm_nb.denoiser import EPS, SCORE
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.nets import MLP
 from ddpm_nb.schedule import linear_schedule
-from ddpm_nb.training import batch_of_step
+from ddpm_nb.training import Objective, Plan, batch_of_step, constant_rate
 
 T = 20
 Q = GaussianDiffusion(linear_schedule(T, 0.01, 0.4))
@@ -18,13 +18,13 @@ Q = GaussianDiffusion(linear_schedule(T, 0.01, 0.4))
 
 def test_the_noise_target_is_standard_normal_at_every_step(draw):
     data, n = draw(100, 2), 60_000
-    x_0, t, eps = batch_of_step(Q, data, 0, n, 0)
+    x_0, t, eps = batch_of_step(Objective(Q), Plan(1, n, constant_rate(0.1)), data, 0)
     spread = {}
     for p in (EPS, SCORE):
         y = p.target(Q, x_0, eps, t)
         spread[p] = torch.stack([y[t == step].std() for step in range(1, T + 1)])
         for step in range(1, T + 1):
-            of_step = y[t == step] / (Q.schedule.level(step).noise_var.rsqrt() if p is SCORE else 1.0)
+            of_step = y[t == step] / (1 / Q.schedule.level(step).noise if p is SCORE else 1.0)
             m = of_step.numel()
             assert abs(of_step.mean()) < 4 / math.sqrt(m)
             assert abs(of_step.var() - 1) < 4 * math.sqrt(2 / m)
@@ -34,7 +34,7 @@ def test_the_noise_target_is_standard_normal_at_every_step(draw):
 def test_a_random_step_times_T_estimates_the_sum_over_the_steps(draw):
     # A network that answers t/10 whatever it sees: ‖ε − t/10‖² has the mean 2 (1 + t²/100) in the plane.
     data, n = draw(100, 2), 60_000
-    x_0, t, eps = batch_of_step(Q, data, 0, n, 1)
+    x_0, t, eps = batch_of_step(Objective(Q), Plan(1, n, constant_rate(0.1), seed=1), data, 0)
     loss = T * simple_loss(Q, lambda x, t: (t[:, None] / 10).expand_as(x).double(), x_0, t, eps)
     whole = sum(2 * (1 + step**2 / 100) for step in range(1, T + 1))
     error = loss.std().item() / math.sqrt(n)
@@ -48,7 +48,7 @@ def test_the_error_falls_along_the_simple_loss_and_rises_along_its_negative(draw
         torch.manual_seed(0)
         network = MLP(d=2, width=16, depth=1).double()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
-    batch = batch_of_step(Q, 0.5 * draw(200, 2), 0, 2000, 0)
+    batch = batch_of_step(Objective(Q), Plan(1, 2000, constant_rate(0.1)), 0.5 * draw(200, 2), 0)
     errors = []
     for _ in range(8):
         error = simple_loss(Q, network, *batch).mean()

@@ -111,9 +111,7 @@ def test_the_loss_tends_to_the_floor_of_an_exactly_solvable_law(objective, q, rn
     losses = torch.stack(
         [
             s.loss
-            for s in train(
-                network, optimizer, objective, sample, Plan(1500, 256, warmup_rate(5e-3, 50, 1500), seed)
-            )
+            for s in train(network, optimizer, objective, sample, Plan(1500, 256, warmup_rate(5e-3, 50, 1500), seed))
         ]
     )
     steps = torch.randint(1, T + 1, (20_000,), generator=rng(2))
@@ -216,7 +214,10 @@ def test_a_batch_is_a_function_of_seed_and_step(objective, data):
     x_0, t, eps = batch_of_step(objective, PLAN, data, 5)
     torch.manual_seed(1)
     assert all(map(torch.equal, batch_of_step(objective, PLAN, data, 5), (x_0, t, eps)))
-    others = [batch_of_step(objective, replace(PLAN, seed=seed), data, number) for number, seed in ((6, 3), (5, 4), (3, 5), (0, 3))]
+    others = [
+        batch_of_step(objective, replace(PLAN, seed=seed), data, number)
+        for number, seed in ((6, 3), (5, 4), (3, 5), (0, 3))
+    ]
     for other in others:
         assert not any(map(torch.equal, other, (x_0, t, eps)))
     assert all(any(torch.equal(row, image) for image in data) for row in x_0)
@@ -319,7 +320,10 @@ def test_wrong_numbers_are_refused_by_the_plan(change, kind, message):
 
 
 def test_a_wrong_start_or_data_are_refused_before_any_work(objective, data):
-    for start, message in ((13, "start = 13: expected at most steps = 12"), (-1, "start = -1: expected a whole number")):
+    for start, message in (
+        (13, "start = 13: expected at most steps = 12"),
+        (-1, "start = -1: expected a whole number"),
+    ):
         with pytest.raises(ValueError, match=message):
             train(*fresh(), objective, data, PLAN, start)  # not even asked for a first step
     for wrong in (data.long(), data[:0]):

@@ -57,7 +57,9 @@ def command(recipe: dict[str, Any]) -> str:
     """Return the words that train by a recipe: those of its settings that are not the default."""
     defaults = {setting.name: setting.default for setting in fields(Recipe)}
     chosen = {name: value for name, value in recipe.items() if name == "seed" or value != defaults[name]}
-    return "python -m ddpm_nb train " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
+    return "python -m ddpm_nb train " + " ".join(
+        f"--{name.replace('_', '-')} {value}" for name, value in chosen.items()
+    )
 
 
 def draw(model: Model, count: int, steps: int, seed: int) -> Tensor:
@@ -128,9 +130,7 @@ def make_card(checkpoint: Path, root: str | None, minutes: float, count: int, se
         "accuracy": space.accuracy,
         "count": count,
         "samples": {
-            str(steps): judged(
-                space, (draw(model, count, steps, s) for s in range(seeds)), test, train, near
-            )
+            str(steps): judged(space, (draw(model, count, steps, s) for s in range(seeds)), test, train, near)
             for steps in (20, 50)
         },
         "real": judged(space, iter(shuffled.split(count)[:seeds]), test, shuffled[seeds * count :], near),

@@ -60,7 +60,7 @@ def conventions_table() -> str:
     for convention in CONVENTIONS.values():
         levels = linear_schedule().level(torch.tensor(steps))
         values = " | ".join(f"{value:.6g}" for value in convention.variable(levels).tolist())
-        same = all(convention.scale(log).item() == 1 for log in logs)
+        same = bool((convention.scale(levels) == 1).all())
         state = "$x_t$" if same else r"$x_t/\sqrt{\bar\alpha_t}$"
         rows.append(f"| {convention.source} | {convention.symbol} | {convention.index} | {values} | {state} |")
     return "\n".join(rows) + "\n"

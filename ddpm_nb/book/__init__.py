@@ -1,1 +1,1 @@
-"""What only the book needs: notebooks' parameters, figures, exercises, and the algorithms of the documents as printed."""
+"""What only the book needs: parameters of notebooks, figures, exercises, and the documents' algorithms as printed."""

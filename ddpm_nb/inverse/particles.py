@@ -28,7 +28,7 @@ class Particles:
     ----------
     x : Tensor ``(particles · problems, *event)``
     t : their step
-    log_weights : Tensor ``(particles, problems)``, float64 where the device has it; the weights of each problem sum to 1
+    log_weights : Tensor ``(particles, problems)``, float64 where there is one; those of a problem sum to 1
     log_evidence : Tensor ``(problems,)``, float64; at t = 0 the log of an unbiased estimate of p(y), in nats
     """
 

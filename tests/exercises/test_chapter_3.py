@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ddpm_nb.book.exercises import verdict
-from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.schedule import NoiseSchedule, linear_schedule

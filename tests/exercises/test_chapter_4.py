@@ -168,7 +168,7 @@ def test_the_answers_mean_what_the_exercises_say(solution: Any) -> None:
     s, one = schedule.alpha_bar(t - 1), torch.ones(len(t), dtype=torch.float64)
     weights = solution("4.1")(s, schedule.alpha_bar(t), 0 * one, one)
     torch.testing.assert_close(weights, eps_weight(schedule, t), rtol=1e-9, atol=0)
-    velocity = solution("4.1")(s, schedule.alpha_bar(t), *V.weights(schedule, t))
+    velocity = solution("4.1")(s, schedule.alpha_bar(t), *V.weights(schedule.level(t)))
     snr = schedule.snr(t)
     torch.testing.assert_close(velocity, weights * snr / (1 + snr), rtol=1e-9, atol=0)
 

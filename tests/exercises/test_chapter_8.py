@@ -200,7 +200,7 @@ def test_the_answers_mean_what_the_exercises_say(solution: Any) -> None:
     arguments = (x[:2], y[:1], mean, 0.5 * torch.eye(2).double(), A, q.schedule.alpha_bar(300), 0.2)
     matrix, found = solution("8.3")(*arguments)
     torch.testing.assert_close(found, guess[0], rtol=1e-9, atol=1e-12)
-    spread = gaussian_spread(0.5)(q.schedule, 300)
+    spread = gaussian_spread(0.5)(q.schedule.level(300))
     torch.testing.assert_close(matrix, spread * torch.eye(2).double(), rtol=1e-9, atol=1e-12)
 
 

@@ -32,10 +32,10 @@ ENTROPY = 0.5 * math.log(2 * math.pi * math.e)
 @cache
 def parts(variance=BETA) -> tuple[float, Tensor, float]:
     """E L_0, E L_{t−1} for t = 2..T, and E L_T for data N(0, 1) with its best denoiser."""
-    ratio = posterior_var(*S.levels(STEPS - 1, STEPS)) / variance(S, STEPS - 1, STEPS)
+    ratio = posterior_var(*S.levels(STEPS - 1, STEPS)) / variance(*S.levels(STEPS - 1, STEPS))
     steps = eps_weight(S, STEPS, variance) * S.alpha_bar(STEPS) + 0.5 * (ratio - 1 - ratio.log())
     reconstruction = 0.5 * math.log(2 * math.pi * math.e * S.beta(1).item())
-    prior = -0.5 * math.log(S.level(T).noise_var.item())
+    prior = -0.5 * math.log(S.level(T).noise_var)
     return reconstruction, steps, prior
 
 
@@ -50,7 +50,7 @@ def model_variance(schedule: NoiseSchedule, variance, factor: Tensor) -> Tensor:
     q, one, zero = GaussianDiffusion(schedule), torch.ones(schedule.T, dtype=F64), torch.zeros(schedule.T, dtype=F64)
     t = torch.arange(1, schedule.T + 1)
     on_x_0, on_x_t = q.posterior(one, zero, t - 1, t).mean, q.posterior(zero, one, t - 1, t).mean
-    fresh = torch.cat([schedule.beta(1).reshape(1), variance(schedule, t[1:] - 1, t[1:])])
+    fresh = torch.cat([schedule.beta(1).reshape(1), variance(*schedule.levels(t[1:] - 1, t[1:]))])
     slopes = on_x_0[:, None] * schedule.alpha_bar(t).sqrt()[:, None] * factor + on_x_t[:, None]
     var = torch.ones_like(factor)
     for slope, added in zip(slopes.flip(0), fresh.flip(0), strict=True):

@@ -59,8 +59,8 @@ def a_chain_that_never_forgets() -> str:
 
 def bar_too_many() -> str:
     """Return the variance that the printed coefficient gives and the true one."""
-    true = SCHEDULE.level(MIDDLE + 1).noise_var.item()
-    before = SCHEDULE.level(MIDDLE).noise_var.item()
+    true = SCHEDULE.level(MIDDLE + 1).noise_var
+    before = SCHEDULE.level(MIDDLE).noise_var
     printed = SCHEDULE.alpha_bar(MIDDLE + 1).item() * before + SCHEDULE.beta(MIDDLE + 1).item()
     return f"at $t = {MIDDLE}$ the printed line gives $x_{{t+1}}$ the variance {printed:.3f} instead of {true:.3f}"
 
@@ -82,8 +82,8 @@ def noise_scaled_by_its_variance() -> str:
     """Return what scaling the noise by the variance does to one step and to the whole chain."""
     beta = SCHEDULE.beta(MIDDLE).item()
     steps = torch.arange(1, T + 1)
-    left = SCHEDULE.alpha_between(steps, torch.full_like(steps, T))
-    total, true = (SCHEDULE.beta(steps) ** 2 * left).sum().item(), SCHEDULE.level(T).noise_var.item()
+    left = SCHEDULE.alpha_bar(T) / SCHEDULE.alpha_bar(steps)
+    total, true = (SCHEDULE.beta(steps) ** 2 * left).sum().item(), SCHEDULE.level(T).noise_var
     return (
         f"at $t = {MIDDLE}$ the noise would have the standard deviation {beta:.3f} instead of {beta**0.5:.3f}, and $x_T$ "
         f"the noise variance {total:.3f} instead of {true:.5f}"

@@ -36,10 +36,7 @@ def no_choice_of_variance() -> str:
     """Means for both variances, and the variances themselves."""
     x_t, gaps = torch.linspace(-3, 3, 7, dtype=F64)[:, None], []
     for t in (2, 500, T):
-        small, large = (
-            reverse_step(Q, lambda x, t: 0.7 * x, x_t, t, v).mean
-            for v in (posterior_var, added_var)
-        )
+        small, large = (reverse_step(Q, lambda x, t: 0.7 * x, x_t, t, v).mean for v in (posterior_var, added_var))
         gaps.append((small - large).abs().max().item())
     ratio = (S.beta(2) / posterior_var(*S.levels(1, 2))).item()
     return (
@@ -65,14 +62,16 @@ def exchanged_root() -> str:
     t = 500
     alpha, _, before, after = letters(t)
     lost = (alpha.sqrt() - after.sqrt()) * (1 - before) / (1 - after)
-    noise = posterior_var(*S.levels(t - 1, t)).sqrt().item()
+    noise = posterior_var(*S.levels(t - 1, t)) ** 0.5
     steps = torch.arange(1, T + 1)
     clean, noisy = torch.ones(T, dtype=F64), torch.zeros(T, dtype=F64)
     on_x_0 = Q.posterior(clean, noisy, steps - 1, steps).mean
     on_x_t = Q.posterior(noisy, clean, steps - 1, steps).mean * S.alpha_bar(steps - 1).sqrt()  # as printed
     slopes = on_x_0 * S.alpha_bar(steps).sqrt() + on_x_t  # E[x_0 | x_t] = √ᾱ x_t
     var = 1.0
-    for slope, fresh in zip(slopes.flip(0).tolist(), posterior_var(*S.levels(steps - 1, steps)).flip(0).tolist(), strict=True):
+    for slope, fresh in zip(
+        slopes.flip(0).tolist(), posterior_var(*S.levels(steps - 1, steps)).flip(0).tolist(), strict=True
+    ):
         var = slope**2 * var + fresh
     return (
         f"at $t = 500$ the factor of $x_t$ is {before.sqrt().item():.2f} of the true one; the mean is off by {lost.item():.2f} (root mean "
@@ -101,7 +100,7 @@ def exchanged_root_cancels() -> str:
 def undefined_bar() -> str:
     """Vilhes (7): the weight if β̄_t is read as one of its neighbours."""
     as_beta = {t: (eps_weight(S, t, added_var) / eps_weight(S, t)).item() for t in (2, 500)}
-    as_noise = (posterior_var(*S.levels(499, 500)) / S.level(500).noise_var).item()
+    as_noise = posterior_var(*S.levels(499, 500)) / S.level(500).noise_var
     return (
         f"read as $\\beta_t$, the weight at $t = 2$ is {as_beta[2]:.2f} of the true one, at $t = 500$ {as_beta[500]:.4f} of it; read "
         f"as $1-\\bar\\alpha_t$, at $t = 500$ {as_noise:.3f} of it"
@@ -157,8 +156,7 @@ def product_in_the_weight() -> str:
 def product_and_bar_in_the_weight() -> str:
     """Vilhes 8.5, last line: ᾱ_t for α_t, and β̄_t read as β_t."""
     factor = {
-        t: (eps_weight(S, t, added_var) / eps_weight(S, t) * S.alpha(t) / S.alpha_bar(t)).item()
-        for t in (2, 500, T)
+        t: (eps_weight(S, t, added_var) / eps_weight(S, t) * S.alpha(t) / S.alpha_bar(t)).item() for t in (2, 500, T)
     }
     return (
         f"with $\\bar\\beta_t$ read as $\\beta_t$ the printed weight is {factor[2]:.2f} times the true one at $t = 2$, "
@@ -183,7 +181,7 @@ def noise_of_one_step() -> str:
     shares = {t: (S.beta(t) / S.level(t).noise_var).sqrt().item() for t in (1, 2, 500)}
     factor = (S.beta(500) / (S.alpha(500) * S.level(500).noise_var).sqrt()).item()
     off = factor * (2 - 2 * shares[500]) ** 0.5
-    std = posterior_var(*S.levels(499, 500)).sqrt().item()
+    std = posterior_var(*S.levels(499, 500)) ** 0.5
     return (
         f"the correlation of the two noises is {shares[1]:.2f} at $t = 1$, {shares[2]:.2f} at $t = 2$ and {shares[500]:.2f} at $t = 500$, "
         f"where the noise of the step in the place of the total noise moves the mean by {off:.3f} (root mean square), "
@@ -193,7 +191,7 @@ def noise_of_one_step() -> str:
 
 def denominator_of_the_mean() -> str:
     """Li (1): 1 − ᾱ_{t−1} for 1 − ᾱ_t."""
-    factor = {t: (S.level(t).noise_var / S.level(t - 1).noise_var).item() for t in (2, 500)}
+    factor = {t: S.level(t).noise_var / S.level(t - 1).noise_var for t in (2, 500)}
     return (
         f"the printed mean is {factor[2]:.2f} times the true one at $t = 2$ and {factor[500]:.4f} times at $t = 500$; at $t = 1$ it "
         "divides by 0"
@@ -202,7 +200,7 @@ def denominator_of_the_mean() -> str:
 
 def denominator_of_the_difference() -> str:
     """Li (2), lines 2 and 3: the same denominators, squared."""
-    factor = {t: (S.level(t).noise_var / S.level(t - 1).noise_var).square().item() for t in (2, 500)}
+    factor = {t: (S.level(t).noise_var / S.level(t - 1).noise_var) ** 2 for t in (2, 500)}
     return f"the printed divergence is {factor[2]:.1f} times the true one at $t = 2$ and {factor[500]:.4f} times at $t = 500$"
 
 
@@ -227,7 +225,7 @@ def expanded_mean() -> str:
     on_x_t = alpha.sqrt() * (1 - before) / (1 - after) + earlier / ((1 - after) * alpha.sqrt())
     on_eps = earlier * noise / ((1 - after) * alpha.sqrt())
     off = rms(on_x_t * after.sqrt() - mean(ONE, ZERO, t)[0], on_x_t * noise + on_eps - mean(ZERO, ONE, t)[0])
-    std = posterior_var(*S.levels(t - 1, t)).sqrt().item()
+    std = posterior_var(*S.levels(t - 1, t)) ** 0.5
     return (
         f"at $t = 500$ the printed line is off by {off:.3f} (root mean square, data of variance 1), {off / std:.2f} of the deviation of "
         "the step, nearly all of it from the sign; at $t = 1$ it needs an $\\alpha_0$, which does not exist"
@@ -258,7 +256,7 @@ def lost_bar_in_the_weight() -> str:
 def estimate_called_mean() -> str:
     """Malhotra (4.12): x̂_0 for the mean of the step, with the true noise and with an error in it."""
     off = {t: rms(1 - mean(ONE, ZERO, t)[0], mean(ZERO, ONE, t)[0]) for t in (1, 500)}
-    std = posterior_var(*S.levels(499, 500)).sqrt().item()
+    std = posterior_var(*S.levels(499, 500)) ** 0.5
     in_x_0 = (S.level(T).noise_var / S.alpha_bar(T)).sqrt().item()
     in_mean = (S.beta(T) / (S.alpha(T) * S.level(T).noise_var).sqrt()).item()
     return (

@@ -29,7 +29,9 @@ def exchanged_root() -> str:
         on_x_0 * Q.schedule.alpha_bar(t).sqrt() + on_x_t * Q.schedule.alpha_bar(t - 1).sqrt()
     )  # E[x_0 | x_t] = √ᾱ x_t
     var = 1.0
-    for slope, fresh in zip(gain.flip(0).tolist(), posterior_var(*Q.schedule.levels(t - 1, t)).flip(0).tolist(), strict=True):
+    for slope, fresh in zip(
+        gain.flip(0).tolist(), posterior_var(*Q.schedule.levels(t - 1, t)).flip(0).tolist(), strict=True
+    ):
         var = slope**2 * var + fresh
     return (
         f"for $x_0 = 0$ the printed mean is {factor[500]:.2f} of the true one at $t = 500$ and {factor[T]:.4f} of it at "
@@ -39,14 +41,15 @@ def exchanged_root() -> str:
 
 def lost_inverse() -> str:
     """The precision printed where the variance belongs."""
-    var = posterior_var(*Q.schedule.levels(499, 500)).item()
+    var = posterior_var(*Q.schedule.levels(499, 500))
     return f"at $t = 500$ the printed line is {1 / var:.0f}, the variance {var:.4f}: a factor of {var**-2:.0f}"
 
 
 def wrong_argument() -> str:
     """x_t for x_{t−1} in the prior factor: only the likelihood is left to depend on x_{t−1}, with variance β/α."""
     factor = {
-        t: (Q.schedule.beta(t) / Q.schedule.alpha(t) / posterior_var(*Q.schedule.levels(t - 1, t))).item() for t in (2, 500)
+        t: (Q.schedule.beta(t) / Q.schedule.alpha(t) / posterior_var(*Q.schedule.levels(t - 1, t))).item()
+        for t in (2, 500)
     }
     return (
         f"read literally, the variance of $x_{{t-1}}$ is too large by a factor of {factor[2]:.2f} at $t = 2$ and "
@@ -59,7 +62,9 @@ def early_bracket() -> str:
     t = torch.arange(2, T + 1)
     leading = -0.5 * Q.schedule.alpha(t) / Q.schedule.beta(t) + 1 / Q.schedule.level(t - 1).noise_var
     without = t[leading >= 0].tolist()
-    var = {step: (-0.5 / leading[step - 2] / posterior_var(*Q.schedule.levels(step - 1, step))).item() for step in (4, T)}
+    var = {
+        step: (-0.5 / leading[step - 2] / posterior_var(*Q.schedule.levels(step - 1, step))).item() for step in (4, T)
+    }
     return (
         f"at $t = {', '.join(map(str, without))}$ the printed exponent grows with $x_{{t-1}}^2$ and is no density; "
         f"at $t = 4$ its variance is {var[4]:.2f} times the true one, at $t = {T}$ {var[T]:.2f} times"
@@ -79,9 +84,7 @@ def renamed_constant() -> str:
 
 def early_denominator() -> str:
     """1 − ᾱ_{t−1} for 1 − ᾱ_t, in the mean and in the variance alike."""
-    factor = {
-        t: (Q.schedule.level(t).noise_var / Q.schedule.level(t - 1).noise_var).item() for t in (2, 11, 500)
-    }
+    factor = {t: Q.schedule.level(t).noise_var / Q.schedule.level(t - 1).noise_var for t in (2, 11, 500)}
     return (
         f"too large by a factor of {factor[2]:.2f} at $t = 2$, {factor[11]:.2f} at $t = 11$ and {factor[500]:.3f} at "
         "$t = 500$; at $t = 1$ both denominators are 0"
@@ -95,7 +98,7 @@ def information() -> str:
     def about_the_data(t: int) -> float:
         density = THREE_MODES.diffused(Q, t).log_prob(line[:, None])
         entropy = -torch.trapezoid(density.exp() * density, line).item()
-        return entropy - 0.5 * math.log(2 * math.pi * math.e * Q.schedule.level(t).noise_var.item())
+        return entropy - 0.5 * math.log(2 * math.pi * math.e * Q.schedule.level(t).noise_var)
 
     lost = {t: about_the_data(t - 1) - about_the_data(t) for t in (2, 500)}
     whole = about_the_data(1) - about_the_data(T)

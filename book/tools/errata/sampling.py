@@ -30,7 +30,7 @@ def _delivered(v: float, steps: int, variance: str) -> float:
     else:
         slope = Q.posterior(one, zero, s, t).mean * estimate + Q.posterior(zero, one, s, t).mean
         choice = {"beta": added_var, "beta_tilde": posterior_var}[variance]
-        fresh = choice(Q.schedule, s, t) * (s > 0)
+        fresh = choice(*Q.schedule.levels(s, t)) * (s > 0)
     var = 1.0
     for a, b in zip(slope.tolist(), fresh.tolist(), strict=True):
         var = a**2 * var + b
@@ -87,7 +87,7 @@ def smaller_variance() -> str:
 def stale_step() -> str:
     """Last step for data at one point, the network asked with t = 2: the noise that is left in the sample."""
     s = Q.schedule
-    noise = {t: s.level(t).noise.item() for t in (1, 2)}
+    noise = {t: s.level(t).noise for t in (1, 2)}
     # x_1 = √ᾱ_1 c + √(1−ᾱ_1) n; the exact noise prediction of step 2 divides by √(1−ᾱ_2)
     left = noise[1] * (1 - s.beta(1).item() / (noise[1] * noise[2])) / math.sqrt(s.alpha(1).item())
     return (
@@ -98,7 +98,7 @@ def stale_step() -> str:
 
 def stale_alpha() -> str:
     """Last step with ᾱ_2 where ᾱ_1 belongs."""
-    ratio = (Q.schedule.level(1).noise_var / Q.schedule.level(2).noise_var).sqrt().item()
+    ratio = Q.schedule.level(1).noise / Q.schedule.level(2).noise
     return (
         f"with $\\bar\\alpha_2$, the value that the loop leaves behind, the last step removes only {ratio:.2f} of the noise "
         "that it should"

@@ -22,7 +22,7 @@ def euler_step_against_the_chain() -> str:
     beta = SCHEDULE.beta(torch.arange(1, T + 1))
     once = (1 - beta[t - 1] / 2 - (1 - beta[t - 1]).sqrt()).item()
     remainder = once / beta[t - 1].item() ** 2
-    total = torch.log1p(-beta / 2).sum() - 0.5 * SCHEDULE.log_alpha_bar(T)
+    total = torch.log1p(-beta / 2).sum() - 0.5 * SCHEDULE.level(T).log_alpha_bar
     return (
         f"at $t = {t}$ the factor on the state is too large by {once:.2g}, which is {remainder:.3f} $\\beta_t^2$; over all "
         f"{T} steps the product of the factors is {100 * math.expm1(total):.1f} % too large"

@@ -273,7 +273,7 @@ def _exercise_1_4(answer: Any) -> None:
             "You used the variance as a standard deviation.",
         ),
         Slip(scaled(0, 0.5), "You took the variance of the log ratio to be its mean; it is not."),
-        Slip(scaled(0, 0.25), "Exercise the ½ of the divergence: you divide by the squared distance without it."),
+        Slip(scaled(0, 0.25), "Check the ½ of the divergence: you divide by the squared distance without it."),
         Slip(scaled(1), "The standard deviation of the log ratio grows with the distance, not with its square."),
         Slip(
             lambda mean_1, mean_2, var, relative: (

@@ -266,7 +266,8 @@ def _terms(v: float, betas: Tensor) -> tuple[Gaussian, Gaussian, Gaussian]:
     t = torch.arange(2, schedule.T + 1)
     before = Gaussian(torch.zeros(len(t), dtype=torch.float64), 1 - schedule.alpha_bar(t - 1) * (1 - v))
     exact = observe(before, schedule.alpha(t).sqrt(), schedule.beta(t), torch.zeros(len(t), dtype=torch.float64))
-    return exact, Gaussian(exact.mean, schedule.beta(t)), Gaussian(exact.mean, posterior_var(*schedule.levels(t - 1, t)))
+    forward, posterior = schedule.beta(t), posterior_var(*schedule.levels(t - 1, t))
+    return exact, Gaussian(exact.mean, forward), Gaussian(exact.mean, posterior)
 
 
 def _price(v: float, betas: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from ddpm_nb.book.exercises.compare import Slip, compare
 from ddpm_nb.denoiser import EPS
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
-from ddpm_nb.sampling import DDIM, Ancestral
+from ddpm_nb.sampling import DDIM, Ancestral, grid, last, walk
 from ddpm_nb.schedule import NoiseSchedule, added_var
 
 
@@ -41,8 +41,8 @@ class _ExactNoise:
         self.var = var
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
-        a, noise = self.q.schedule.alpha_bar(t), self.q.schedule.level(t).noise_var
-        return noise.sqrt() / (a * self.var + noise) * x
+        level = self.q.schedule.level(t)
+        return level.noise / (level.alpha_bar * self.var + level.noise_var) * x
 
     def __repr__(self) -> str:
         return f"the exact noise for data N(0, {self.var:g})"
@@ -52,11 +52,8 @@ def _walked(x_T: Tensor, betas: Tensor, predict_eps: _ExactNoise, noise: Tensor)
     """The package's ancestral kernel, with the given noise in place of its own."""
     q = predict_eps.q
     kernel = Ancestral(q, lambda x, t: EPS.x_0(q, predict_eps(x, int(t)), x, t), added_var)
-    x = x_T
-    for t in range(q.schedule.T, 0, -1):
-        law = kernel(x, t - 1, t)
-        x = law.mean + law.var.sqrt() * noise[t - 1]
-    return x
+    T = q.schedule.T
+    return last(walk(kernel, x_T, grid(T, T), noise=noise.flip(0))).x  # noise[0] is that of the last step
 
 
 def _loop(
