@@ -11,19 +11,7 @@ from torch import Tensor
 
 from ddpm_nb.book.exercises.answers import Exercise, NotYet
 from ddpm_nb.book.exercises.compare import Slip, call, compare
-
-
-def _f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def _random(n: int, seed: int) -> Tensor:
-    return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
+from ddpm_nb.book.exercises.tensors import f64, normal
 
 # 1.1: n independent measurements of one number
 
@@ -45,11 +33,11 @@ def _weighted(power: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 def _exercise_1_1(answer: Any) -> None:
     cases = [
-        {"values": _f64(1.0, 3.0), "variances": _f64(1.0, 0.25)},
-        {"values": _f64(2.5), "variances": _f64(0.3)},
-        {"values": _f64(-1.0, 0.5, 4.0), "variances": _f64(2.0, 2.0, 2.0)},
-        {"values": _random(20, 0), "variances": _random(20, 1).exp()},
-        {"values": _f64(0.0, 1.0), "variances": _f64(1e-8, 1e4)},
+        {"values": f64([1.0, 3.0]), "variances": f64([1.0, 0.25])},
+        {"values": f64([2.5]), "variances": f64([0.3])},
+        {"values": f64([-1.0, 0.5, 4.0]), "variances": f64([2.0, 2.0, 2.0])},
+        {"values": normal(20, seed=0), "variances": normal(20, seed=1).exp()},
+        {"values": f64([0.0, 1.0]), "variances": f64([1e-8, 1e4])},
     ]
     slips = [
         Slip(
@@ -102,8 +90,8 @@ def _exercise_1_1(answer: Any) -> None:
 
 def _moments(weights: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the mixture by Gauss-Hermite cubature in every part, exact for polynomials."""
-    nodes = math.sqrt(3) * _f64(-1.0, 0.0, 1.0)
-    share = weights[:, None] * _f64(1 / 6, 2 / 3, 1 / 6)
+    nodes = math.sqrt(3) * f64([-1.0, 0.0, 1.0])
+    share = weights[:, None] * f64([1 / 6, 2 / 3, 1 / 6])
     x = means[:, None] + variances.sqrt()[:, None] * nodes
     mean = (share * x).sum()
     return mean, (share * (x - mean).square()).sum()
@@ -111,11 +99,11 @@ def _moments(weights: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor,
 
 def _exercise_1_2(answer: Any) -> None:
     cases = [
-        {"weights": _f64(0.5, 0.5), "means": _f64(-2.0, 2.0), "variances": _f64(0.25, 0.25)},
-        {"weights": _f64(0.3, 0.7), "means": _f64(0.0, 1.0), "variances": _f64(1.0, 0.1)},
-        {"weights": _f64(1.0), "means": _f64(0.4), "variances": _f64(0.6)},
-        {"weights": _f64(0.2, 0.5, 0.3), "means": _f64(-1.0, 0.5, 3.0), "variances": _f64(0.0, 0.0, 0.0)},
-        {"weights": _random(8, 2).softmax(0), "means": _random(8, 3), "variances": _random(8, 4).exp()},
+        {"weights": f64([0.5, 0.5]), "means": f64([-2.0, 2.0]), "variances": f64([0.25, 0.25])},
+        {"weights": f64([0.3, 0.7]), "means": f64([0.0, 1.0]), "variances": f64([1.0, 0.1])},
+        {"weights": f64([1.0]), "means": f64([0.4]), "variances": f64([0.6])},
+        {"weights": f64([0.2, 0.5, 0.3]), "means": f64([-1.0, 0.5, 3.0]), "variances": f64([0.0, 0.0, 0.0])},
+        {"weights": normal(8, seed=2).softmax(0), "means": normal(8, seed=3), "variances": normal(8, seed=4).exp()},
     ]
     slips = [
         Slip(
@@ -173,7 +161,7 @@ def _slip_1_3(change: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], messag
 def _exercise_1_3(answer: Any) -> None:
     def case(mean_1: float, log_var_1: float, mean_2: float, log_var_2: float) -> dict[str, Tensor]:
         values = {"mean_1": mean_1, "log_var_1": log_var_1, "mean_2": mean_2, "log_var_2": log_var_2}
-        return {name: _number(value) for name, value in values.items()}
+        return {name: f64(value) for name, value in values.items()}
 
     cases = [
         case(0.5, 0.0, -1.0, 0.7),
@@ -230,7 +218,7 @@ def _exercise_1_3(answer: Any) -> None:
 
 def _draws_needed(mean_1: Tensor, mean_2: Tensor, var: Tensor, relative: Tensor) -> Tensor:
     """(sd of the log ratio / (relative · KL))², both moments by Gauss-Hermite cubature along the line of the means."""
-    nodes, weights = _f64(-math.sqrt(3), 0.0, math.sqrt(3)), _f64(1 / 6, 2 / 3, 1 / 6)
+    nodes, weights = f64([-math.sqrt(3), 0.0, math.sqrt(3)]), f64([1 / 6, 2 / 3, 1 / 6])
     gap = torch.linalg.vector_norm(mean_1 - mean_2)
     x = var.sqrt() * nodes
     log_ratio = ((x - gap) ** 2 - x**2) / (2 * var)
@@ -240,10 +228,10 @@ def _draws_needed(mean_1: Tensor, mean_2: Tensor, var: Tensor, relative: Tensor)
 
 def _exercise_1_4(answer: Any) -> None:
     cases = [
-        {"mean_1": _f64(1.0), "mean_2": _f64(0.0), "var": _number(1.0), "relative": _number(0.01)},
-        {"mean_1": _f64(0.3), "mean_2": _f64(0.31), "var": _number(0.5), "relative": _number(0.1)},
-        {"mean_1": _random(5, 5), "mean_2": _random(5, 6), "var": _number(2.0), "relative": _number(0.05)},
-        {"mean_1": _random(64, 7), "mean_2": _random(64, 8), "var": _number(0.01), "relative": _number(0.5)},
+        {"mean_1": f64([1.0]), "mean_2": f64([0.0]), "var": f64(1.0), "relative": f64(0.01)},
+        {"mean_1": f64([0.3]), "mean_2": f64([0.31]), "var": f64(0.5), "relative": f64(0.1)},
+        {"mean_1": normal(5, seed=5), "mean_2": normal(5, seed=6), "var": f64(2.0), "relative": f64(0.05)},
+        {"mean_1": normal(64, seed=7), "mean_2": normal(64, seed=8), "var": f64(0.01), "relative": f64(0.5)},
     ]
 
     def scaled(power: float, factor: float = 1.0) -> Callable[..., Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -13,19 +13,15 @@ from torch import Tensor
 
 from ddpm_nb.book.exercises.answers import Exercise
 from ddpm_nb.book.exercises.compare import Slip, compare
+from ddpm_nb.book.exercises.tensors import f64
 from ddpm_nb.schedule import linear_schedule
-
-
-def _f64(value: float | Sequence[float]) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
 
 # 2.1: variances whose square roots lie on a line
 
 
 def _quadratic_betas(T: int, beta_1: float, beta_T: float) -> Tensor:
     first, last = math.sqrt(beta_1), math.sqrt(beta_T)
-    return _f64([(first + (last - first) * (t - 1) / max(T - 1, 1)) ** 2 for t in range(1, T + 1)])
+    return f64([(first + (last - first) * (t - 1) / max(T - 1, 1)) ** 2 for t in range(1, T + 1)])
 
 
 def _line(start: float, end: float, T: int) -> Tensor:
@@ -72,7 +68,7 @@ def _exercise_2_1(answer: Any) -> None:
 def _respaced_betas(alpha_bars: Tensor, kept: list[int]) -> Tensor:
     """Solve the recursion of the variance, v' = (1 − β) v + β, for the β that leads to the next kept level."""
     levels = [1 - alpha_bars[t].item() for t in [0, *kept]]
-    return _f64([(after - before) / (1 - before) for before, after in pairwise(levels)])
+    return f64([(after - before) / (1 - before) for before, after in pairwise(levels)])
 
 
 def _slip_2_2(value: Callable[[Tensor, int, int], Tensor], message: str) -> Slip:
@@ -84,7 +80,7 @@ def _slip_2_2(value: Callable[[Tensor, int, int], Tensor], message: str) -> Slip
 
 def _exercise_2_2(answer: Any) -> None:
     linear = linear_schedule(1000).log_alpha_bars.exp()
-    few = _f64([1.0, 0.9, 0.6, 0.5, 0.2, 0.05])
+    few = f64([1.0, 0.9, 0.6, 0.5, 0.2, 0.05])
     cases = [
         {"alpha_bars": few, "kept": [2, 5]},
         {"alpha_bars": few, "kept": [1, 2, 3, 4, 5]},
@@ -128,12 +124,12 @@ def _equivalent_alpha_bar(alpha_bar: Tensor, c: Tensor) -> Tensor:
 
 
 def _exercise_2_3(answer: Any) -> None:
-    levels = _f64([0.9, 0.5, 0.1, 1e-4])
+    levels = f64([0.9, 0.5, 0.1, 1e-4])
     cases = [
-        {"alpha_bar": levels, "c": _f64(0.5)},
-        {"alpha_bar": levels, "c": _f64(4.0)},
-        {"alpha_bar": levels, "c": _f64(1.0)},
-        {"alpha_bar": _f64([1.0, 0.0]), "c": _f64(0.3)},
+        {"alpha_bar": levels, "c": f64(0.5)},
+        {"alpha_bar": levels, "c": f64(4.0)},
+        {"alpha_bar": levels, "c": f64(1.0)},
+        {"alpha_bar": f64([1.0, 0.0]), "c": f64(0.3)},
     ]
 
     def ratio(signal: Tensor, noise: Tensor) -> Tensor:

@@ -11,18 +11,10 @@ from torch import Tensor
 
 from ddpm_nb.book.exercises.answers import Exercise
 from ddpm_nb.book.exercises.compare import Slip, compare
+from ddpm_nb.book.exercises.tensors import f64
 from ddpm_nb.diffusion import posterior_var
 from ddpm_nb.gaussian import Gaussian, conditional, observe
 from ddpm_nb.schedule import NoiseSchedule
-
-
-def _f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
 
 # 3.1: the state between two known states
 
@@ -40,7 +32,7 @@ def _bridge(x_r: Tensor, x_t: Tensor, alpha_bar_r: Tensor, alpha_bar_s: Tensor, 
 def _exercise_3_1(answer: Any) -> None:
     def case(x_r: float, x_t: float, r: float, s: float, t: float) -> dict[str, Tensor]:
         values = {"x_r": x_r, "x_t": x_t, "alpha_bar_r": r, "alpha_bar_s": s, "alpha_bar_t": t}
-        return {name: _number(value) for name, value in values.items()}
+        return {name: f64(value) for name, value in values.items()}
 
     cases = [
         case(1.0, -0.5, 0.8, 0.5, 0.2),
@@ -56,7 +48,7 @@ def _exercise_3_1(answer: Any) -> None:
 
         return Slip(made, message, output)
 
-    one = _number(1.0)
+    one = f64(1.0)
     slips = [
         slip(
             lambda x, y, r, s, t: _bridge(x, y, one, s, t)[0],
@@ -112,7 +104,7 @@ def _weights(var: Tensor, alpha_bar_s: Tensor, alpha_bar_t: Tensor) -> tuple[Ten
 
 def _exercise_3_2(answer: Any) -> None:
     def case(var: float, alpha_bar_s: float, alpha_bar_t: float) -> dict[str, Tensor]:
-        return {"var": _number(var), "alpha_bar_s": _number(alpha_bar_s), "alpha_bar_t": _number(alpha_bar_t)}
+        return {"var": f64(var), "alpha_bar_s": f64(alpha_bar_s), "alpha_bar_t": f64(alpha_bar_t)}
 
     posterior = (1 - 0.6) / (1 - 0.3) * (1 - 0.3 / 0.6)
     cases = [
@@ -182,22 +174,22 @@ def _best_guess(x_t: Tensor, points: Tensor, alpha_bar: Tensor) -> Tensor:
     squares = [math.fsum((a - signal * b) ** 2 for a, b in zip(state, row)) for row in rows]
     weights = [math.exp((min(squares) - square) / (2 * noise)) for square in squares]
     total = math.fsum(weights)
-    return _f64(*(math.fsum(w * value for w, value in zip(weights, column)) / total for column in zip(*rows)))
+    return f64([*(math.fsum(w * value for w, value in zip(weights, column)) / total for column in zip(*rows))])
 
 
 def _exercise_3_3(answer: Any) -> None:
     generator = torch.Generator().manual_seed(0)
-    line = _f64(-1.7, -0.9, 0.5, 1.6)[:, None]
+    line = f64([-1.7, -0.9, 0.5, 1.6])[:, None]
     plane = torch.randn(30, 4, generator=generator, dtype=torch.float64)
     images = torch.randn(20, 64, generator=generator, dtype=torch.float64)
     noise = torch.randn(64, generator=generator, dtype=torch.float64)
     cases = [
-        {"x_t": _f64(-0.2), "points": line, "alpha_bar": _number(0.4)},
-        {"x_t": 0.5 * plane[0] + 0.3, "points": plane, "alpha_bar": _number(0.25)},
-        {"x_t": _f64(0.7), "points": line[:1], "alpha_bar": _number(0.5)},
-        {"x_t": _f64(2.0), "points": line, "alpha_bar": _number(0.0)},
+        {"x_t": f64([-0.2]), "points": line, "alpha_bar": f64(0.4)},
+        {"x_t": 0.5 * plane[0] + 0.3, "points": plane, "alpha_bar": f64(0.25)},
+        {"x_t": f64([0.7]), "points": line[:1], "alpha_bar": f64(0.5)},
+        {"x_t": f64([2.0]), "points": line, "alpha_bar": f64(0.0)},
     ]
-    early = {"x_t": 0.995 * images[3] + 0.1 * noise, "points": images, "alpha_bar": _number(0.99)}
+    early = {"x_t": 0.995 * images[3] + 0.1 * noise, "points": images, "alpha_bar": f64(0.99)}
 
     def slip(log_weights: Callable[[Tensor, Tensor, Tensor], Tensor], message: str) -> Slip:
         return Slip(
@@ -253,7 +245,7 @@ def _exercise_3_3(answer: Any) -> None:
         "Right in strong noise. Here every density is below the smallest float64, and you divide 0 by 0: what changes "
         "if all weights are multiplied by the same large number?",
     )
-    far = {"x_t": _f64(9.0), "points": line, "alpha_bar": _number(0.99)}
+    far = {"x_t": f64([9.0]), "points": line, "alpha_bar": f64(0.99)}
     compare(answer, _best_guess, [early, far], [underflow], outputs=("the guess",))
 
 

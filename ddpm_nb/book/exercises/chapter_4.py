@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,18 +11,10 @@ from torch import Tensor
 
 from ddpm_nb.book.exercises.answers import Exercise
 from ddpm_nb.book.exercises.compare import Slip, compare
+from ddpm_nb.book.exercises.tensors import f64, normal
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.schedule import NoiseSchedule
-
-
-def _f64(value: float | Sequence[Any]) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
 
 # 4.1: the bound's weight on the error of any target, for a stride from t to s
 
@@ -31,8 +23,8 @@ def _target_weight(alpha_bar_s: Tensor, alpha_bar_t: Tensor, a: Tensor, b: Tenso
     """The divergence itself, at x_t = 0, for a target that is 0 and an answer that is 1."""
     q = GaussianDiffusion(NoiseSchedule(torch.stack([alpha_bar_s.new_zeros(()), alpha_bar_s.log(), alpha_bar_t.log()])))
     system = torch.stack([alpha_bar_t.sqrt(), (1 - alpha_bar_t).sqrt(), a, b]).reshape(2, 2)
-    x_0_hat, _ = torch.linalg.solve(system, _f64([0.0, 1.0]))
-    zero = _f64([[0.0]])
+    x_0_hat, _ = torch.linalg.solve(system, f64([0.0, 1.0]))
+    zero = f64([[0.0]])
     right, wrong = (q.posterior(x_0, zero, 1, 2) for x_0 in (zero, x_0_hat.reshape(1, 1)))
     return right.kl(Gaussian(wrong.mean, right.var))[0]
 
@@ -47,7 +39,7 @@ def _exercise_4_1(answer: Any) -> None:
         lambda t: (-1.0, 1.0),
     ]
     cases = [
-        dict(zip(("alpha_bar_s", "alpha_bar_t", "a", "b"), map(_f64, (s, t, *target(t)))))
+        dict(zip(("alpha_bar_s", "alpha_bar_t", "a", "b"), map(f64, (s, t, *target(t)))))
         for target in targets
         for s, t in levels
     ]
@@ -109,13 +101,13 @@ def _drawn_steps(mean: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _exercise_4_2(answer: Any) -> None:
-    mean = _random(12, seed=0).exp()
+    mean = normal(12, seed=0).exp()
     cases = [
-        {"mean": _f64([1.0, 3.0]), "second": _f64([4.0, 9.0])},
-        {"mean": _f64([2.0]), "second": _f64([5.0])},
-        {"mean": mean, "second": mean**2 * (1 + _random(12, seed=1).exp())},
-        {"mean": _f64([2.0, 2.0, 2.0]), "second": _f64([4.0, 4.0, 4.0])},
-        {"mean": _f64([0.0, 1.0, 2.0]), "second": _f64([0.0, 4.0, 5.0])},
+        {"mean": f64([1.0, 3.0]), "second": f64([4.0, 9.0])},
+        {"mean": f64([2.0]), "second": f64([5.0])},
+        {"mean": mean, "second": mean**2 * (1 + normal(12, seed=1).exp())},
+        {"mean": f64([2.0, 2.0, 2.0]), "second": f64([4.0, 4.0, 4.0])},
+        {"mean": f64([0.0, 1.0, 2.0]), "second": f64([0.0, 4.0, 5.0])},
     ]
 
     def share(weights: Tensor) -> Tensor:
@@ -188,11 +180,11 @@ def _gaussian_floor(cov: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def _exercise_4_3(answer: Any) -> None:
-    root = _random(6, 6, seed=2)
-    thin = _random(5, 2, seed=3)
+    root = normal(6, 6, seed=2)
+    thin = normal(5, 2, seed=3)
     cases = [
-        {"cov": cov, "alpha_bar": _f64(alpha_bar)}
-        for cov in (_f64([[1.0, 0.9], [0.9, 1.0]]), _f64([[0.3]]), root @ root.mT, thin @ thin.mT, torch.zeros(3, 3))
+        {"cov": cov, "alpha_bar": f64(alpha_bar)}
+        for cov in (f64([[1.0, 0.9], [0.9, 1.0]]), f64([[0.3]]), root @ root.mT, thin @ thin.mT, torch.zeros(3, 3))
         for alpha_bar in (0.999, 0.6, 0.01)
     ]
     cases = [{"cov": case["cov"].double(), "alpha_bar": case["alpha_bar"]} for case in cases]
@@ -228,7 +220,7 @@ def _exercise_4_3(answer: Any) -> None:
             "The size of the score is not that of the noise: a power of the noise level lies between them.",
         ),
         Slip(
-            lambda cov, alpha_bar: _f64(float(len(cov))),
+            lambda cov, alpha_bar: f64(float(len(cov))),
             "That is its limit for data with a density and little noise.",
         ),
         Slip(
@@ -254,12 +246,12 @@ def _level_bits(log_density: Tensor, d: int, levels: int, low: float, high: floa
 
 def _exercise_4_4(answer: Any) -> None:
     cases = [
-        {"log_density": _f64(9000.0), "d": 3072, "levels": 256, "low": -1.0, "high": 1.0},
-        {"log_density": _f64(9000.0), "d": 3072, "levels": 256, "low": 0.0, "high": 1.0},
-        {"log_density": _f64(-20.0), "d": 64, "levels": 17, "low": -1.0, "high": 1.0},
-        {"log_density": _f64(0.0), "d": 1, "levels": 2, "low": 0.0, "high": 1.0},
-        {"log_density": _f64(-3.0), "d": 5, "levels": 256, "low": 0.0, "high": 256.0},
-        {"log_density": _f64(1.0), "d": 2, "levels": 4, "low": -0.5, "high": 3.0},
+        {"log_density": f64(9000.0), "d": 3072, "levels": 256, "low": -1.0, "high": 1.0},
+        {"log_density": f64(9000.0), "d": 3072, "levels": 256, "low": 0.0, "high": 1.0},
+        {"log_density": f64(-20.0), "d": 64, "levels": 17, "low": -1.0, "high": 1.0},
+        {"log_density": f64(0.0), "d": 1, "levels": 2, "low": 0.0, "high": 1.0},
+        {"log_density": f64(-3.0), "d": 5, "levels": 256, "low": 0.0, "high": 256.0},
+        {"log_density": f64(1.0), "d": 2, "levels": 4, "low": -0.5, "high": 3.0},
     ]
 
     def slip(offset: Callable[[int, int, float], float], message: str) -> Slip:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,8 @@ from torch import Tensor
 
 from ddpm_nb.book.exercises.answers import Exercise, NotYet
 from ddpm_nb.book.exercises.compare import Slip, call, compare
+from ddpm_nb.book.exercises.tensors import f64
 from ddpm_nb.exact import GaussianMixture
-
-
-def _f64(value: float | Sequence[Any]) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
 
 # 5.1: the noise level of the variance-exploding form, and its derivative
 
@@ -35,7 +31,7 @@ def _noise_level(rate: Tensor, log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
 def _exercise_5_1(answer: Any) -> None:
     outputs = ("σ", "its derivative")
     cases = [
-        {"rate": _f64(rate), "log_alpha_bar": _f64(value)}
+        {"rate": f64(rate), "log_alpha_bar": f64(value)}
         for rate, value in ((5.0, -0.7), (20.0, -10.05), (0.1, -0.001), (999.0, -20.0))
     ]
 
@@ -82,7 +78,7 @@ def _exercise_5_1(answer: Any) -> None:
     ]
     compare(answer, _noise_level, cases, slips, outputs=outputs)
 
-    early: dict[str, Any] = {"rate": _f64(0.1), "log_alpha_bar": _f64(-1e-12)}
+    early: dict[str, Any] = {"rate": f64(0.1), "log_alpha_bar": f64(-1e-12)}
     for found, expected, name in zip(call(answer, early, outputs), call(_noise_level, early, outputs), outputs):
         error = abs(found.item() / expected.item() - 1)
         if not error < 1e-9:  # in this form also for nan
@@ -127,12 +123,12 @@ def _exploding_score(score: _Score, y: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _exercise_5_2(answer: Any) -> None:
-    one = _Score(GaussianMixture(_f64([1.0]), _f64([[0.4]]), _f64([0.3])))
-    two = _Score(GaussianMixture(_f64([0.35, 0.65]), _f64([[-1.0], [0.8]]), _f64([0.04, 0.09])))
-    plane = _Score(GaussianMixture(_f64([0.5, 0.5]), _f64([[1.0, 0.0], [0.0, -1.0]]), _f64([[0.2, 0.1], [0.3, 1.0]])))
-    line, points = _f64([[-2.0], [-0.3], [0.0], [0.7], [5.0]]), _f64([[0.1, 0.2], [-3.0, 4.0]])
+    one = _Score(GaussianMixture(f64([1.0]), f64([[0.4]]), f64([0.3])))
+    two = _Score(GaussianMixture(f64([0.35, 0.65]), f64([[-1.0], [0.8]]), f64([0.04, 0.09])))
+    plane = _Score(GaussianMixture(f64([0.5, 0.5]), f64([[1.0, 0.0], [0.0, -1.0]]), f64([[0.2, 0.1], [0.3, 1.0]])))
+    line, points = f64([[-2.0], [-0.3], [0.0], [0.7], [5.0]]), f64([[0.1, 0.2], [-3.0, 4.0]])
     cases = [
-        {"score": score, "y": y, "sigma": _f64(sigma)}
+        {"score": score, "y": y, "sigma": f64(sigma)}
         for score, y in ((one, line), (two, line), (plane, points))
         for sigma in (0.3, 1.0, 8.0)
     ]
@@ -187,14 +183,14 @@ def _settled_variance(b: Tensor, noise: Tensor) -> Tensor:
     scale, shift = (1 - power * b.item() / 2) ** 2, power * b.item()
     for _ in range(60):
         if scale >= 1 and shift > 0:
-            return _f64(math.inf)
+            return f64(math.inf)
         scale, shift = scale**2, shift + scale * shift
-    return _f64(scale + shift)
+    return f64(scale + shift)
 
 
 def _exercise_5_3(answer: Any) -> None:
     cases = [
-        {"b": _f64(b), "noise": _f64(noise)}
+        {"b": f64(b), "noise": f64(noise)}
         for b, noise in ((0.01, 1.0), (0.5, 1.0), (3.0, 1.0), (0.5, 2.0), (8.0, 0.5), (0.3, 0.0), (2.0, 0.7))
     ]
 
@@ -245,7 +241,7 @@ def _exercise_5_3(answer: Any) -> None:
     ]
     compare(answer, _settled_variance, cases, slips, outputs=("the variance",))
     for b, noise in ((4.0, 1.0), (5.0, 1.0), (1.5, 2.0)):
-        (found,) = call(answer, {"b": _f64(b), "noise": _f64(noise)})
+        (found,) = call(answer, {"b": f64(b), "noise": f64(noise)})
         if found.item() != math.inf:
             raise NotYet(
                 f"Right where the scheme settles. At b = {b}, noise = {noise} yours is {found.item():.3g}, but a step "
@@ -273,7 +269,7 @@ def _remembered(alpha_bar_s: Tensor, alpha_bar_u: Tensor, var: Tensor, noise: Te
 def _exercise_5_4(answer: Any) -> None:
     levels = [(0.9, 0.3), (0.5, 0.02), (1.0, 0.4)]
     cases = [
-        dict(zip(("alpha_bar_s", "alpha_bar_u", "var", "noise"), map(_f64, (s, u, var, noise))))
+        dict(zip(("alpha_bar_s", "alpha_bar_u", "var", "noise"), map(f64, (s, u, var, noise))))
         for s, u in levels
         for var, noise in ((1.0, 1.0), (0.3, 1.0), (4.0, 2.0), (0.3, 0.5), (4.0, 0.0))
     ]
@@ -331,7 +327,7 @@ def _exercise_5_4(answer: Any) -> None:
 def _probe_variances(J: Tensor) -> tuple[Tensor, Tensor]:
     """Signs: over all of them. Normal entries: by fourth moments, E[v_i v_j v_k v_l] J_ij J_kl − (tr J)²."""
     d = len(J)
-    signs = torch.cartesian_prod(*[_f64([-1.0, 1.0])] * d).reshape(-1, d)
+    signs = torch.cartesian_prod(*[f64([-1.0, 1.0])] * d).reshape(-1, d)
     values = torch.einsum("ni,ij,nj->n", signs, J, signs)
     pairs = torch.eye(d, dtype=torch.float64)
     fourth = sum(torch.einsum(rule, pairs, pairs) for rule in ("ij,kl->ijkl", "ik,jl->ijkl", "il,jk->ijkl"))  # Isserlis
@@ -347,7 +343,7 @@ def _exercise_5_5(answer: Any) -> None:
         [[0.5, 2.0, -0.3], [0.1, 1.0, 0.8], [-0.6, 0.2, 3.0]],
         [[0.0, 1.0, 0.0, 2.0], [-1.0, 0.0, 0.4, 0.0], [0.3, 0.0, 0.0, -0.5], [0.0, 1.2, 0.0, 0.0]],
     ]
-    cases = [{"J": _f64(matrix)} for matrix in matrices]
+    cases = [{"J": f64(matrix)} for matrix in matrices]
 
     def diagonal(J: Tensor) -> Tensor:
         return J.diagonal().square().sum()

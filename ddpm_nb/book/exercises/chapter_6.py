@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,16 +10,8 @@ from torch import Tensor, nn
 
 from ddpm_nb.book.exercises.answers import Exercise
 from ddpm_nb.book.exercises.compare import Slip, compare
+from ddpm_nb.book.exercises.tensors import f64, normal
 from ddpm_nb.training import Ema
-
-
-def _f64(value: float | Sequence[Any]) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
 
 # 6.1: which weights are in the moving average
 
@@ -40,7 +32,7 @@ def _exercise_6_1(answer: Any) -> None:
 
     def slip(rule: Callable[[float, int], float], message: str, swapped: bool = False) -> Slip:
         def made(decay: float, n: int) -> Tensor:
-            held = _f64([rule(decay, k) for k in range(1, n + 1)])
+            held = f64([rule(decay, k) for k in range(1, n + 1)])
             kept, fresh = (1 - held, held) if swapped else (held, 1 - held)
             later = torch.cat([kept.flip(0).cumprod(0).flip(0), held.new_ones(1)])
             return torch.cat([held.new_ones(1), fresh]) * later
@@ -64,13 +56,13 @@ def _exercise_6_1(answer: Any) -> None:
             "Your list is in the reverse order: the untrained weights come first.",
         ),
         Slip(
-            lambda decay, n: _f64(
+            lambda decay, n: f64(
                 [(1 - warm(decay, n)) * warm(decay, n) ** (n - k) if k else 0.0 for k in range(n + 1)]
             ),
             "You used the last decay for all updates, and left the untrained weights out.",
         ),
         Slip(
-            lambda decay, n: _f64(
+            lambda decay, n: f64(
                 [(1 - warm(decay, n) if k else 1.0) * warm(decay, n) ** (n - k) for k in range(n + 1)]
             ),
             "You used the decay of the last update for all of them; each update has its own.",
@@ -100,14 +92,14 @@ def _median(values: Tensor, chance: Tensor) -> Tensor:
 
 def _exercise_6_2(answer: Any) -> None:
     cases = [
-        {"x_t": _f64(x_t), "points": points, "weights": weights, "alpha_bar": _f64(alpha_bar)}
+        {"x_t": f64(x_t), "points": points, "weights": weights, "alpha_bar": f64(alpha_bar)}
         for x_t, points, weights, alpha_bar in (
-            (0.1, _f64([-1.0, 1.0]), _f64([0.5, 0.5]), 0.2),
-            (0.3, _f64([-1.0, 0.2, 1.0]), _f64([0.7, 0.1, 0.2]), 0.5),
-            (-0.4, _random(9, seed=0), _random(9, seed=1).softmax(0), 0.05),
-            (0.7, _random(9, seed=2), _random(9, seed=3).softmax(0), 0.9),
-            (0.5, _random(15, seed=4), _random(15, seed=5).softmax(0), 0.3),
-            (8.0, _f64([-1.0, 1.0]), _f64([0.5, 0.5]), 0.99),
+            (0.1, f64([-1.0, 1.0]), f64([0.5, 0.5]), 0.2),
+            (0.3, f64([-1.0, 0.2, 1.0]), f64([0.7, 0.1, 0.2]), 0.5),
+            (-0.4, normal(9, seed=0), normal(9, seed=1).softmax(0), 0.05),
+            (0.7, normal(9, seed=2), normal(9, seed=3).softmax(0), 0.9),
+            (0.5, normal(15, seed=4), normal(15, seed=5).softmax(0), 0.3),
+            (8.0, f64([-1.0, 1.0]), f64([0.5, 0.5]), 0.99),
         )
     ]
 
@@ -190,13 +182,13 @@ def _shortened(gradient: Tensor, max_norm: float) -> Tensor:
 
 def _exercise_6_3(answer: Any) -> None:
     cases = [
-        {"gradients": gradients, "sizes": _f64(sizes), "max_norm": max_norm}
+        {"gradients": gradients, "sizes": f64(sizes), "max_norm": max_norm}
         for gradients, sizes, max_norm in (
-            (_random(3, 4, seed=0), [64.0, 64.0, 10.0], 1000.0),
-            (_random(2, 5, seed=1), [3.0, 1.0], 0.5),
-            (_random(1, 3, seed=2), [7.0], 1.0),
-            (_f64([[1.0, -2.0], [-1.0, 2.0]]), [8.0, 8.0], 1.0),
-            (30 * _random(4, 6, seed=3), [5.0, 5.0, 5.0, 2.0], 1.0),
+            (normal(3, 4, seed=0), [64.0, 64.0, 10.0], 1000.0),
+            (normal(2, 5, seed=1), [3.0, 1.0], 0.5),
+            (normal(1, 3, seed=2), [7.0], 1.0),
+            (f64([[1.0, -2.0], [-1.0, 2.0]]), [8.0, 8.0], 1.0),
+            (30 * normal(4, 6, seed=3), [5.0, 5.0, 5.0, 2.0], 1.0),
         )
     ]
 

@@ -11,24 +11,12 @@ from torch import Tensor
 
 from ddpm_nb.book.exercises.answers import Exercise
 from ddpm_nb.book.exercises.compare import Slip, compare
+from ddpm_nb.book.exercises.tensors import f64, normal
 from ddpm_nb.denoiser import EPS
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.sampling import DDIM, Ancestral, grid, last, walk
 from ddpm_nb.schedule import NoiseSchedule, added_var
-
-
-def _f64(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
 
 # 7.1: a sampler with three published slips
 
@@ -78,14 +66,14 @@ def _loop(
 
 def _exercise_7_1(answer: Any) -> None:
     cases = [
-        {"x_T": _random(3, seed=seed), "betas": betas, "predict_eps": _ExactNoise(betas, var)}
-        | {"noise": _random(len(betas), 3, seed=seed + 1)}
+        {"x_T": normal(3, seed=seed), "betas": betas, "predict_eps": _ExactNoise(betas, var)}
+        | {"noise": normal(len(betas), 3, seed=seed + 1)}
         for seed, (betas, var) in enumerate(
             [
-                (_f64(0.3), 0.2),
-                (_f64(0.1, 0.4), 1.0),
+                (f64([0.3]), 0.2),
+                (f64([0.1, 0.4]), 1.0),
                 (torch.linspace(1e-3, 0.4, 20, dtype=torch.float64), 0.3),
-                (_f64(0.5, 0.2, 0.05, 0.9), 2.0),
+                (f64([0.5, 0.2, 0.05, 0.9]), 2.0),
             ]
         )
     ]
@@ -132,10 +120,10 @@ def _exercise_7_1(answer: Any) -> None:
 def _spread(v: Tensor, eta: Tensor, alpha_bars: Tensor) -> Tensor:
     """Walk two points through the package's kernel: for Gaussian data its mean is linear in x_t."""
     q = GaussianDiffusion(NoiseSchedule(alpha_bars.flip(0).log()))
-    kernel = DDIM(q, GaussianMixture(_f64(1.0), _f64(0.0)[None], v.reshape(1)).denoiser(q), eta.item())
-    var = _number(1.0)
+    kernel = DDIM(q, GaussianMixture(f64([1.0]), f64([0.0])[None], v.reshape(1)).denoiser(q), eta.item())
+    var = f64(1.0)
     for t in range(q.schedule.T, 0, -1):
-        law = kernel(_f64(1.0)[None], t - 1, t)
+        law = kernel(f64([1.0])[None], t - 1, t)
         var = law.mean[0, 0].square() * var + law.var
     return var
 
@@ -164,13 +152,13 @@ def _recursion(
 
 def _exercise_7_2(answer: Any) -> None:
     walks = [
-        _f64(1e-4, 1.0),
-        _f64(0.01, 0.4, 1.0),
-        _f64(0.3, 0.35, 0.8, 0.99, 1.0),
+        f64([1e-4, 1.0]),
+        f64([0.01, 0.4, 1.0]),
+        f64([0.3, 0.35, 0.8, 0.99, 1.0]),
         torch.linspace(1e-3, 1, 30).double(),
     ]
     cases = [
-        {"v": _number(v), "eta": _number(eta), "alpha_bars": walk}
+        {"v": f64(v), "eta": f64(eta), "alpha_bars": walk}
         for walk in walks
         for v, eta in ((0.25, 0.0), (0.25, 1.0), (1.0, 0.5), (4.0, 0.3))
     ]
@@ -233,8 +221,8 @@ class _TwoModes:
 
 def _heun(x_t: Tensor, alpha_bar_t: Tensor, alpha_bar_s: Tensor, predict_eps: _TwoModes) -> Tensor:
     """The package's step, once with the first prediction and once with the mean of both."""
-    levels = torch.stack([_number(1.0), alpha_bar_s, alpha_bar_t])
-    q = GaussianDiffusion(NoiseSchedule(levels[levels.diff(prepend=_number(2.0)[None]) < 0].log()))
+    levels = torch.stack([f64(1.0), alpha_bar_s, alpha_bar_t])
+    q = GaussianDiffusion(NoiseSchedule(levels[levels.diff(prepend=f64(2.0)[None]) < 0].log()))
     t, s = q.schedule.T, q.schedule.T - 1
 
     def step(eps: Tensor) -> Tensor:
@@ -271,9 +259,9 @@ def _corrected(
 
 
 def _exercise_7_3(answer: Any) -> None:
-    x = _f64(-1.5, 0.2, 0.9)
+    x = f64([-1.5, 0.2, 0.9])
     cases = [
-        {"x_t": x, "alpha_bar_t": _number(t), "alpha_bar_s": _number(s), "predict_eps": _TwoModes(var)}
+        {"x_t": x, "alpha_bar_t": f64(t), "alpha_bar_s": f64(s), "predict_eps": _TwoModes(var)}
         for t, s in ((0.5, 0.8), (0.02, 0.1), (0.9, 0.999), (0.7, 1.0))
         for var in (0.05, 0.5)
     ]

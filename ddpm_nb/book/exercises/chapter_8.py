@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,16 +11,8 @@ from torch import Tensor
 
 from ddpm_nb.book.exercises.answers import Exercise
 from ddpm_nb.book.exercises.compare import Slip, compare
+from ddpm_nb.book.exercises.tensors import f64, normal
 from ddpm_nb.inverse import FullMixture
-
-
-def _f64(value: float | Sequence[Any]) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
 
 # 8.1: the adjoint of a mean of three neighbours, every second one kept
 
@@ -35,7 +27,7 @@ def _three_means(m: int) -> Tensor:
 
 
 def _exercise_8_1(answer: Any) -> None:
-    cases = [{"y": y} for y in (_f64([1.0, 0.0, 0.0]), _f64([0.0, 1.0, 0.0]), _f64([2.0]), _random(6, seed=0))]
+    cases = [{"y": y} for y in (f64([1.0, 0.0, 0.0]), f64([0.0, 1.0, 0.0]), f64([2.0]), normal(6, seed=0))]
 
     def changed(change: Callable[[Tensor], None]) -> Callable[[Tensor], Tensor]:
         def made(y: Tensor) -> Tensor:
@@ -97,7 +89,7 @@ def _exercise_8_2(answer: Any) -> None:
         ([-2.0, 0.7], [3.0, 1.5]),
     ]
     cases = [
-        {"y": _random(len(gains), 4, seed=seed), "gains": _f64(gains), "sigmas": _f64(sigmas)}
+        {"y": normal(len(gains), 4, seed=seed), "gains": f64(gains), "sigmas": f64(sigmas)}
         for seed, (gains, sigmas) in enumerate(settings)
     ]
 
@@ -179,16 +171,16 @@ def _update(mean: Tensor, cov: Tensor, A: Tensor, y: Tensor, noise_var: float) -
 
 
 def _exercise_8_3(answer: Any) -> None:
-    root = _random(4, 4, seed=0)
-    line = _f64([[1.0], [2.0]])
+    root = normal(4, 4, seed=0)
+    line = f64([[1.0], [2.0]])
     priors = [
-        (_f64([0.5, -1.0]), _f64([[1.0, 0.9], [0.9, 1.0]])),
-        (_random(4, seed=1), root @ root.mT),
-        (_f64([0.0, 1.0]), line @ line.mT),
+        (f64([0.5, -1.0]), f64([[1.0, 0.9], [0.9, 1.0]])),
+        (normal(4, seed=1), root @ root.mT),
+        (f64([0.0, 1.0]), line @ line.mT),
     ]
     cases: list[dict[str, Any]] = [
-        {"x_t": _random(len(mean), seed=2), "y": _random(m, seed=3), "mean": mean, "cov": cov}
-        | {"A": _random(m, len(mean), seed=4), "alpha_bar": _f64(alpha_bar), "sigma_y": sigma_y}
+        {"x_t": normal(len(mean), seed=2), "y": normal(m, seed=3), "mean": mean, "cov": cov}
+        | {"A": normal(m, len(mean), seed=4), "alpha_bar": f64(alpha_bar), "sigma_y": sigma_y}
         for mean, cov in priors
         for m, alpha_bar, sigma_y in ((1, 0.9, 0.1), (2, 0.3, 2.0), (1, 1e-6, 0.5))
     ]
@@ -270,7 +262,7 @@ def _covered(bias: Tensor, spread: Tensor, level: Tensor) -> Tensor:
 
 def _exercise_8_4(answer: Any) -> None:
     cases = [
-        {"bias": _f64(bias), "spread": _f64(spread), "level": _f64(level)}
+        {"bias": f64(bias), "spread": f64(spread), "level": f64(level)}
         for bias, spread, level in (
             (0.0, 1.0, 0.9),
             (0.0, 0.5, 0.9),
@@ -336,8 +328,8 @@ def _gained(x_s: Tensor, mean: Tensor, var: float, gradient: Tensor, before: Ten
 
 def _exercise_8_5(answer: Any) -> None:
     def case(var: float, seed: int) -> dict[str, Any]:
-        mean, gradient, noise = (_random(4, 3, seed=seed + k) for k in range(3))
-        guesses = {"before": _random(4, seed=seed + 3), "after": _random(4, seed=seed + 4)}
+        mean, gradient, noise = (normal(4, 3, seed=seed + k) for k in range(3))
+        guesses = {"before": normal(4, seed=seed + 3), "after": normal(4, seed=seed + 4)}
         x_s = mean + var * gradient + math.sqrt(var) * noise
         return {"x_s": x_s, "mean": mean, "var": var, "gradient": gradient} | guesses
 
