@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import sys
 from functools import cache
 from pathlib import Path
@@ -60,8 +61,23 @@ def test_every_erratum_says_what_why_and_how_large(topic: str) -> None:
     for row in register.statements()[topic]:
         if row.verdict in register.ERRATA:
             assert row.printed and row.corrected and row.why, row.id
-            size = register.size_of(topic, row.size)()
-            assert any(character.isdigit() for character in size), f"{row.id}: {size!r} names no number"
+            numbers = register.numbers_of(topic, row.size)
+            flat = [part for value in numbers.values() for part in (value if isinstance(value, list) else [value])]
+            assert flat and all(math.isfinite(number) for number in flat), row.id
+            sentence = register.amount(topic, row)
+            assert "<" not in sentence.replace("$<$", ""), f"{row.id}: {sentence!r}"
+            assert any(character.isdigit() for character in sentence), f"{row.id}: {sentence!r} names no number"
+
+
+def test_a_template_and_its_numbers_must_be_about_the_same_things() -> None:
+    numbers = {"factor": 2.345, "steps": [2, 3]}
+    assert register.filled("off by $\\frac{<factor:.1f>}{2}$ at <steps>", numbers, "R-1") == (
+        "off by $\\frac{2.3}{2}$ at 2, 3"
+    )
+    with pytest.raises(ValueError, match=r"R-1: the template asks for \['facter'\].* unused: \['factor'\]"):
+        register.filled("off by <facter:.1f> at <steps>", numbers, "R-1")
+    with pytest.raises(ValueError, match=r"R-1: .*unused: \['steps'\]"):
+        register.filled("off by <factor:.1f>", numbers, "R-1")
 
 
 @pytest.mark.parametrize("chapter", sorted({register.TOPICS[topic] for topic in register.statements()}))

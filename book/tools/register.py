@@ -11,10 +11,11 @@ import importlib
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import yaml
@@ -48,6 +49,7 @@ TITLES = {
     "inverse": "Inverse problems",
 }
 ERRATA = ("wrong", "misprint", "imprecise")
+_PLACE = r"<(\w+)(?::([^<>]+))?>"  # braces would clash with those of TeX
 VERDICTS = ("correct", *ERRATA, "convention", "missing")
 
 
@@ -67,6 +69,7 @@ class Statement:
     test : ``tests/file.py::test_name``, the proof; empty only with ``undecided``
     printed, corrected, why : for errata, the formula or phrase as printed, as it should be, and the reason
     size : for errata, name of the function in ``errata/<topic>.py`` that computes how large the error is
+    amount : the sentence that says so, a template: ``<name:.2f>`` stands for the number ``name`` of that function
     undecided : for a claim in prose that no test can decide, why not
     """
 
@@ -82,6 +85,7 @@ class Statement:
     corrected: str = ""
     why: str = ""
     size: str = ""
+    amount: str = ""
     undecided: str = ""
 
 
@@ -127,9 +131,35 @@ def resolve(name: str) -> object:
     raise LookupError(f"{name}: no such module")
 
 
-def size_of(topic: str, name: str) -> Callable[[], str]:
-    """Return the function of ``errata/<topic>.py`` that computes how large an error is and says so with its unit."""
-    return getattr(importlib.import_module(f"errata.{topic}"), name)
+@cache
+def numbers_of(topic: str, name: str) -> dict[str, Any]:
+    """Return the numbers by which ``errata/<topic>.py`` says how large an error is."""
+    numbers = getattr(importlib.import_module(f"errata.{topic}"), name)()
+    return {key: value.item() if hasattr(value, "item") else value for key, value in numbers.items()}
+
+
+def filled(template: str, numbers: Mapping[str, Any], where: str) -> str:
+    """Return the template with ``<name:format>`` replaced by the numbers, a list joined by commas.
+
+    ``ValueError`` names the row, ``where``, if a number of the template is not there or one that is there is not used.
+    """
+    used = re.findall(_PLACE, template)
+    if {name for name, _ in used} != set(numbers):
+        missing, idle = {name for name, _ in used} - set(numbers), set(numbers) - {name for name, _ in used}
+        raise ValueError(
+            f"{where}: the template asks for {sorted(missing)}, which nobody computes; unused: {sorted(idle)}"
+        )
+
+    def number(match: re.Match[str]) -> str:
+        value = numbers[match[1]]
+        return ", ".join(format(part, match[2] or "") for part in (value if isinstance(value, list) else [value]))
+
+    return re.sub(_PLACE, number, template)
+
+
+def amount(topic: str, row: Statement) -> str:
+    """Return the sentence that says how large the error of a row is."""
+    return filled(row.amount, numbers_of(topic, row.size), row.id)
 
 
 def verification_table() -> str:
@@ -176,7 +206,7 @@ def errata() -> str:
             ]
             lines += ["", f": why: {row.why}"]
             if row.size:
-                lines += ["", f": how large: {size_of(topic, row.size)()}"]
+                lines += ["", f": how large: {amount(topic, row)}"]
             lines.append("")
     return "\n".join(lines) + "\n"
 

@@ -6,20 +6,18 @@ import torch
 
 from ddpm_nb.exact import GaussianMixture, expectation
 from ddpm_nb.gaussian import Gaussian
+from errata import Numbers
 
 SPACING = 0.1
 
 
-def divergence_is_no_metric() -> str:
+def divergence_is_no_metric() -> Numbers:
     """Return by how much symmetry and the triangle inequality fail."""
     start, middle, end = (Gaussian(mean, 1.0) for mean in (0.0, 1.0, 2.0))
     direct, detour = start.kl(end).item(), (start.kl(middle) + middle.kl(end)).item()
     narrow = Gaussian(0.0, 0.25)
     there, back = start.kl(narrow).item(), narrow.kl(start).item()
-    return (
-        f"for the means 0, 1, 2 and unit variance the direct way costs {direct:.2f} nats and the detour {detour:.2f} "
-        f"nats; between the variances 1 and 0.25 one direction is {there:.3f} nats and the other {back:.3f} nats"
-    )
+    return {"direct": direct, "detour": detour, "there": there, "back": back}
 
 
 def _density_sum(power: int) -> tuple[float, float]:
@@ -30,21 +28,15 @@ def _density_sum(power: int) -> tuple[float, float]:
     return bare, expectation(law, lambda x: x[:, 0] ** power).item()
 
 
-def sum_with_a_width() -> str:
+def sum_with_a_width() -> Numbers:
     """Return what the two readings of the printed sum make of a mean."""
     bare, mean = _density_sum(1)
     die = sum(face / 6 for face in range(1, 7))
-    return (
-        f"for $\\mathcal{{N}}(1.5,\\,0.49)$ on a grid of spacing {SPACING} a sum without the width is {bare / mean:.1f} "
-        f"times the mean; for a die, whose mean is {die:.2f}, a width of {SPACING} would make it {die * SPACING:.2f}"
-    )
+    return {"SPACING": SPACING, "factor": bare / mean, "die": die, "die_with_width": die * SPACING}
 
 
-def sum_of_a_function_with_a_width() -> str:
+def sum_of_a_function_with_a_width() -> Numbers:
     """Return what the two readings of the printed sum make of a second moment."""
     bare, second = _density_sum(2)
     die = sum(face**2 / 6 for face in range(1, 7))
-    return (
-        f"for $g(x)=x^2$ and $\\mathcal{{N}}(1.5,\\,0.49)$ on a grid of spacing {SPACING} a sum without the width is "
-        f"{bare:.1f} instead of {second:.2f}; for a die a width of {SPACING} would give {die * SPACING:.2f} instead of {die:.2f}"
-    )
+    return {"SPACING": SPACING, "bare": bare, "second": second, "die_with_width": die * SPACING, "die": die}

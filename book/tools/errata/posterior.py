@@ -11,6 +11,7 @@ from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.schedule import cosine_schedule, linear_schedule
+from errata import Numbers
 
 F64 = torch.float64
 Q = GaussianDiffusion(linear_schedule())
@@ -19,7 +20,7 @@ ONE, ZERO = torch.ones(1, dtype=F64), torch.zeros(1, dtype=F64)
 THREE_MODES = GaussianMixture([0.3, 0.45, 0.25], [[-1.38], [0.24], [1.22]], [0.01, 0.02, 0.03])
 
 
-def exchanged_root() -> str:
+def exchanged_root() -> Numbers:
     """√ᾱ_t for √α_t in front of x_t: the printed mean over the true one at x_0 = 0, and the chain that uses it."""
     factor = {t: Q.schedule.alpha_bar(t - 1).sqrt().item() for t in (500, T)}
     t = torch.arange(1, T + 1)
@@ -33,31 +34,25 @@ def exchanged_root() -> str:
         gain.flip(0).tolist(), posterior_var(*Q.schedule.levels(t - 1, t)).flip(0).tolist(), strict=True
     ):
         var = slope**2 * var + fresh
-    return (
-        f"for $x_0 = 0$ the printed mean is {factor[500]:.2f} of the true one at $t = 500$ and {factor[T]:.4f} of it at "
-        f"$t = {T}$; sampling data of variance 1 with it and the exact denoiser delivers variance {var:.2g}"
-    )
+    return {"factor_500": factor[500], "factor_T": factor[T], "T": T, "var": var}
 
 
-def lost_inverse() -> str:
+def lost_inverse() -> Numbers:
     """The precision printed where the variance belongs."""
     var = posterior_var(*Q.schedule.levels(499, 500))
-    return f"at $t = 500$ the printed line is {1 / var:.0f}, the variance {var:.4f}: a factor of {var**-2:.0f}"
+    return {"precision": 1 / var, "var": var, "factor": var ** (-2)}
 
 
-def wrong_argument() -> str:
+def wrong_argument() -> Numbers:
     """x_t for x_{t−1} in the prior factor: only the likelihood is left to depend on x_{t−1}, with variance β/α."""
     factor = {
         t: (Q.schedule.beta(t) / Q.schedule.alpha(t) / posterior_var(*Q.schedule.levels(t - 1, t))).item()
         for t in (2, 500)
     }
-    return (
-        f"read literally, the variance of $x_{{t-1}}$ is too large by a factor of {factor[2]:.2f} at $t = 2$ and "
-        f"{factor[500]:.3f} at $t = 500$, and the mean $x_t/\\sqrt{{\\alpha_t}}$ ignores $x_0$"
-    )
+    return {"factor_2": factor[2], "factor_500": factor[500]}
 
 
-def early_bracket() -> str:
+def early_bracket() -> Numbers:
     """−½ over the first quotient only: the coefficient of x_{t−1}² has the wrong sign, or the wrong size."""
     t = torch.arange(2, T + 1)
     leading = -0.5 * Q.schedule.alpha(t) / Q.schedule.beta(t) + 1 / Q.schedule.level(t - 1).noise_var
@@ -65,33 +60,24 @@ def early_bracket() -> str:
     var = {
         step: (-0.5 / leading[step - 2] / posterior_var(*Q.schedule.levels(step - 1, step))).item() for step in (4, T)
     }
-    return (
-        f"at $t = {', '.join(map(str, without))}$ the printed exponent grows with $x_{{t-1}}^2$ and is no density; "
-        f"at $t = 4$ its variance is {var[4]:.2f} times the true one, at $t = {T}$ {var[T]:.2f} times"
-    )
+    return {"steps": without, "var_4": var[4], "T": T, "var_T": var[T]}
 
 
-def renamed_constant() -> str:
+def renamed_constant() -> Numbers:
     """One letter for C inside the bracket and −C/2 outside it."""
     x_0, x_t = torch.tensor([0.7], dtype=F64), torch.tensor([0.69], dtype=F64)
     law = Q.posterior(x_0, x_t, 1, 2)
     inside = (law.mean.square() / law.var).item()  # C = B²/A
-    return (
-        f"at $t = 2$, $x_0 = 0.7$, $x_2 = 0.69$ the letter stands for {inside:.0f} inside the bracket and for "
-        f"{-inside / 2:.0f} outside; neither contains $x_{{t-1}}$, so the law is not touched"
-    )
+    return {"inside": inside, "outside": -inside / 2}
 
 
-def early_denominator() -> str:
+def early_denominator() -> Numbers:
     """1 − ᾱ_{t−1} for 1 − ᾱ_t, in the mean and in the variance alike."""
     factor = {t: Q.schedule.level(t).noise_var / Q.schedule.level(t - 1).noise_var for t in (2, 11, 500)}
-    return (
-        f"too large by a factor of {factor[2]:.2f} at $t = 2$, {factor[11]:.2f} at $t = 11$ and {factor[500]:.3f} at "
-        "$t = 500$; at $t = 1$ both denominators are 0"
-    )
+    return {"factor_2": factor[2], "factor_11": factor[11], "factor_500": factor[500]}
 
 
-def information() -> str:
+def information() -> Numbers:
     """I(x_{t−1}; x_0 | x_t): how far the known posterior is from the best kernel that sees x_t alone."""
     line = torch.linspace(-6, 6, 4801, dtype=F64)
 
@@ -102,13 +88,10 @@ def information() -> str:
 
     lost = {t: about_the_data(t - 1) - about_the_data(t) for t in (2, 500)}
     whole = about_the_data(1) - about_the_data(T)
-    return (
-        f"for data with three modes on the line the two differ by {lost[2]:.2f} nats on average at $t = 2$, by "
-        f"{lost[500]:.1g} nats at $t = 500$ and by {whole:.2f} nats over the steps $t = 2..{T}$"
-    )
+    return {"lost_2": lost[2], "lost_500": lost[500], "whole": whole, "T": T}
 
 
-def not_gaussian() -> str:
+def not_gaussian() -> Numbers:
     """KL of the exact reverse kernel from the Gaussian of the same mean and variance."""
 
     def divergence(law: GaussianMixture, x_t: float, s: int, t: int) -> float:
@@ -120,30 +103,26 @@ def not_gaussian() -> str:
 
     few, many = divergence(THREE_MODES, 0.3, 490, 500), divergence(THREE_MODES, 0.3, 25, 500)
     pair = GaussianMixture([1.0, 1.0], [[-0.025], [0.025]], [1e-12, 1e-12])
-    return (
-        f"for data with three modes the kernel at $x_t = 0.3$ is {few:.0e} nats away from the Gaussian of its mean and "
-        f"variance for 10 steps back from $t = 500$, but {many:.2f} nats for 475 steps; and for two data points 0.05 apart "
-        f"it is {divergence(pair, 0.0, 1, 2):.2f} nats away in the single step from $t = 2$, small as $\\beta_2$ is"
-    )
+    return {"few": few, "many": many, "pair": divergence(pair, 0.0, 1, 2)}
 
 
-def short_weights() -> str:
+def short_weights() -> Numbers:
     """How far the weights of the posterior mean fall short of summing to one."""
 
     def total(q: GaussianDiffusion, t: int) -> float:
         return (q.posterior(ONE, ZERO, t - 1, t).mean + q.posterior(ZERO, ONE, t - 1, t).mean).item()
 
     cosine = GaussianDiffusion(cosine_schedule())
-    return (
-        f"the weights sum to {total(Q, 500):.4f} at $t = 500$ and {total(Q, T):.4f} at $t = {T}$ (linear), but to "
-        f"{total(cosine, 990):.2f} at $t = 990$ and {total(cosine, T):.3f} at $t = {T}$ with the cosine schedule"
-    )
+    return {
+        "linear_500": total(Q, 500),
+        "linear_T": total(Q, T),
+        "T": T,
+        "cosine_990": total(cosine, 990),
+        "cosine_T": total(cosine, T),
+    }
 
 
-def cost_of_the_kernel() -> str:
+def cost_of_the_kernel() -> Numbers:
     """Multiplications of one exact reverse step for a list of images."""
     n, d = 60_000, DATASETS["fashion_mnist"].side ** 2
-    return (
-        f"for the {n} training images of Fashion-MNIST, $d = {d}$, the distances of one exact step back take "
-        f"$nd = {n * d / 1e6:.0f}$ million multiplications, and the cost grows in proportion to $d$"
-    )
+    return {"n": n, "d": d, "millions": n * d / 1000000.0}

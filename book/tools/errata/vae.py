@@ -12,6 +12,7 @@ from ddpm_nb.gaussian import Gaussian, observe
 from ddpm_nb.likelihood import ode_log_prob
 from ddpm_nb.schedule import linear_schedule
 from ddpm_nb.sde import exact_score, linear_sde
+from errata import Numbers
 
 F64 = torch.float64
 W, NOISE = 1.0, 0.5  # the chapter's linear model: z ~ N(0, 1), x | z ~ N(w z, 0.5), at x = 1.5
@@ -32,30 +33,23 @@ def bound(w: float) -> float:
     return (reconstruction - ENCODER.kl(PRIOR)).item()
 
 
-def exact_likelihood_of_a_flow() -> str:
+def exact_likelihood_of_a_flow() -> Numbers:
     """The probability flow, a continuous normalizing flow, gives the log density of data without a bound."""
     law, sde, end = GaussianMixture([0.4, 0.6], [[-0.7], [0.6]], [0.1, 0.2]), linear_sde(), 1e-3
     x = torch.linspace(-1.5, 1.5, 31, dtype=F64)[:, None]
     times = end + (1 - end) * torch.linspace(0, 1, 101, dtype=F64) ** 2
     flow = ode_log_prob(sde, exact_score(sde, law), x, times, sde.law(law, 1.0))
     worst = (flow - sde.law(law, end).log_prob(x)).abs().max().item()
-    return (
-        f"the flow of chapter 5, integrated in 100 steps of Heun's method, gives the log density of a mixture to within "
-        f"{worst:.1g} nats at {len(x)} points: a likelihood, with no regression in it"
-    )
+    return {"worst": worst, "points": len(x)}
 
 
-def direct_density() -> str:
+def direct_density() -> Numbers:
     """Multiplications of an autoregressive linear Gaussian, whose density has mass one by construction."""
     d = DATASETS["mnist"].side ** 2
-    return (
-        f"for $d = {d}$ pixels an autoregressive Gaussian gives the exact log density of an image in "
-        f"$d(d-1)/2 = {torch.tril_indices(d, d, -1).shape[1] / 1e6:.2f}$ million multiplications; the bound of a diffusion "
-        f"model with the linear schedule takes {linear_schedule().T} evaluations of a network"
-    )
+    return {"d": d, "millions": torch.tril_indices(d, d, -1).shape[1] / 1000000.0, "T": linear_schedule().T}
 
 
-def draws_for_the_evidence() -> str:
+def draws_for_the_evidence() -> Numbers:
     """Var(p(x | z)) / p(x)² for z from the prior: draws that one per cent of squared relative error needs."""
 
     def draws(noise: float) -> float:
@@ -66,39 +60,34 @@ def draws_for_the_evidence() -> str:
         return 100 * (second / first**2 - 1).item()
 
     sixteen = 16 * math.log10(draws(0.01) / 100 + 1) + 2
-    return (
-        "the decoder costs one evaluation; the evidence, as an average of the decoder over the prior, takes "
-        f"{draws(0.5):.0f} draws for an error of 10 % in the chapter's linear model, {draws(0.01):.0f} for the decoder variance 0.01, "
-        f"and $10^{{{sixteen:.0f}}}$ for 16 such coordinates"
-    )
+    return {"wide": draws(0.5), "narrow": draws(0.01), "sixteen": sixteen}
 
 
-def another_parameter() -> str:
+def another_parameter() -> Numbers:
     """The identity with the joint of another model: w = 1.4 for w = 1."""
     gap = ENCODER.kl(POSTERIOR).item()
     off = bound(1.4) + gap - log_evidence(W)
-    return (
-        f"in the chapter's linear model with $x = 1.5$ and encoder $\\mathcal N(0.5, 0.1)$ the identity is off by "
-        f"{off:.2f} nats if the unnamed density has $w = 1.4$ for $w = 1$, and by {abs(bound(W) + gap - log_evidence(W)):.2f} for one $w$"
-    )
+    return {"off": off, "left_over": abs(bound(W) + gap - log_evidence(W))}
 
 
-def bound_up_likelihood_down() -> str:
+def bound_up_likelihood_down() -> Numbers:
     """From the decoder with the best likelihood to the one with the best bound, the encoder fixed."""
     x, m, c = X.item(), ENCODER.mean.item(), ENCODER.var.item()
     low, high = math.sqrt(x**2 - NOISE), x * m / (m**2 + c)
-    return (
-        f"in the chapter's linear model with the encoder fixed at $\\mathcal N(0.5, 0.1)$, moving the decoder from $w = {low:.2f}$ to "
-        f"$w = {high:.2f}$ raises the bound by {bound(high) - bound(low):.2f} nats and lowers $\\log p_\\theta(x)$ by "
-        f"{log_evidence(low) - log_evidence(high):.2f}"
-    )
+    return {
+        "low": low,
+        "high": high,
+        "gained": bound(high) - bound(low),
+        "lost": log_evidence(low) - log_evidence(high),
+    }
 
 
-def pull_of_the_encoder() -> str:
+def pull_of_the_encoder() -> Numbers:
     """What the divergence does: the posterior mean against the answer of the decoder alone, and the two priors."""
     alone = X.item() / W
-    return (
-        f"in the chapter's linear model the decoder alone would answer $z = {alone:.2f}$, with the pull to the prior it is "
-        f"$z = {POSTERIOR.mean.item():.2f}$, at a divergence of {POSTERIOR.kl(PRIOR).item():.2f} nats; between the two priors it is "
-        f"{PRIOR.kl(PRIOR).item():.0f}, since there is only one"
-    )
+    return {
+        "alone": alone,
+        "mean": POSTERIOR.mean.item(),
+        "cost": POSTERIOR.kl(PRIOR).item(),
+        "free": PRIOR.kl(PRIOR).item(),
+    }
