@@ -78,6 +78,8 @@ def load_extension(source: str) -> None:
         try:
             importlib.import_module(source)
         except ModuleNotFoundError as error:
+            if error.name is not None and not f"{source}.".startswith(f"{error.name}."):
+                raise  # the module is there, and what it imports is not
             raise ValueError(f"extension = {source!r}: expected a path to a .py file, or a module's name") from error
         return
     path = Path(source).resolve()

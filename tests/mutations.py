@@ -759,6 +759,37 @@ PLANTS = (
         "if True:",
         ("test_device::test_no_loop_waits_for_the_device_or_copies_to_it",),
     ),
+    Plant(
+        "a sampler with another forward process",
+        "denoiser",
+        "    if not torch.equal(own.schedule.log_alpha_bars, q.schedule.log_alpha_bars):\n",
+        "    if False:\n",
+        (
+            "test_denoiser::test_a_denoiser_of_another_forward_process_is_refused",
+            "test_solvers::test_every_sampler_refuses_a_denoiser_of_another_process",
+        ),
+    ),
+    Plant(
+        "one noise for every step of a walk",
+        "kernels",
+        "_gaussian(law).from_noise(next(draws))",
+        "_gaussian(law).from_noise(next(iter(noise or ())))",
+        ("test_sampling::test_a_walk_with_given_noise_is_the_walk_that_draws_it",),
+    ),
+    Plant(
+        "a schedule's name that means the ends of one step",
+        "schedule",
+        'linear_schedule(whole_number("T", T, least=21), 0.1 / T, 20 / T)',
+        'linear_schedule(whole_number("T", T, least=21))',
+        ("test_schedule::test_a_name_means_the_same_shape_at_every_T",),
+    ),
+    Plant(
+        "noise variance squared back from its root",
+        "schedule",
+        "compute.sqrt(noise_var), noise_var, log_alpha_bar)",
+        "compute.sqrt(noise_var), compute.sqrt(noise_var) ** 2, log_alpha_bar)",
+        ("test_schedule::test_the_noise_variance_is_kept_and_not_squared_back",),
+    ),
 )
 
 

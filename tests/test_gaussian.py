@@ -241,3 +241,47 @@ def test_wrong_laws_are_refused(draw):
         Gaussian(draw(2, 3), torch.ones(2))
     with pytest.raises(TypeError, match=r"mean of dtype torch\.int64: expected a floating-point tensor"):
         Gaussian(torch.zeros(2, 3, dtype=torch.int64), 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_variance_as_a_float_is_the_same_law_as_one_as_a_tensor(draw, dtype):
+    mean, x = draw(4, 3, dtype=dtype), draw(4, 3, seed=1, dtype=dtype)
+    other = Gaussian(draw(4, 3, seed=2, dtype=dtype), 0.7)
+    short, long = Gaussian(mean, 0.3), Gaussian(mean, torch.full((4, 1), 0.3, dtype=dtype))
+    tolerance = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 8 * torch.finfo(dtype).eps}
+    for law in (Gaussian(mean, torch.tensor(0.3)), Gaussian(mean, torch.tensor(0.3, dtype=torch.float64)), long):
+        assert_close(law.log_prob(x), short.log_prob(x), rtol=1e-6, atol=1e-6)
+        assert_close(law.kl(other), short.kl(other), rtol=1e-6, atol=1e-6)
+        assert_close(other.kl(law), other.kl(short), rtol=1e-6, atol=1e-6)
+        assert_close(law.entropy(), short.entropy(), rtol=1e-6, atol=1e-6)
+    draws = [law.sample(torch.Generator().manual_seed(3)) for law in (short, long)]
+    assert_close(draws[0], draws[1], **tolerance)
+    assert short.var.dtype == dtype
+    assert short.var.ndim == 0
+    assert short.entropy().shape == short.kl(other).shape == (4,)
+
+
+def test_a_draw_from_given_noise_is_the_draw(draw):
+    mean = draw(4, 3)
+    for var in (0.3, torch.tensor([[0.1], [0.2], [0.3], [0.4]], dtype=torch.float64)):
+        law = Gaussian(mean, var)
+        z = torch.randn(4, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+        assert torch.equal(law.from_noise(z), law.sample(torch.Generator().manual_seed(5)))
+        assert_close(law.from_noise(z), mean + law.var.sqrt() * z, rtol=1e-15, atol=1e-15)
+
+
+def test_a_law_is_a_value_and_a_variance_may_be_learnt(draw):
+    law = Gaussian(draw(2, 3), 0.3)
+    for name in ("mean", "var"):
+        with pytest.raises(AttributeError):
+            setattr(law, name, 1.0)
+    var = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    Gaussian(draw(2, 3), var).log_prob(draw(2, 3, seed=1)).sum().backward()
+    assert var.grad is not None and var.grad != 0
+
+
+def test_the_divergence_from_a_point_mass_and_to_one():
+    point, wide = Gaussian(torch.zeros(2, 3), 0.0), Gaussian(torch.zeros(2, 3), 1.0)
+    assert torch.equal(point.kl(wide), torch.full((2,), torch.inf))
+    with pytest.raises(ValueError, match="var = 0: a point mass has no density"):
+        wide.kl(point)

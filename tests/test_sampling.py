@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from ddpm_nb.bound import eps_weight, reverse_step, step_term
 from ddpm_nb.denoiser import EPS, SCORE, X0, NetworkDenoiser, V, clipped
 from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture
@@ -451,3 +452,60 @@ def test_errors_come_before_any_work_and_name_the_argument(draw, fails, kind, me
 def test_last_keeps_the_last():
     states = [State(torch.zeros(1), t) for t in (2, 1, 0)]
     assert last(iter(states)) is states[-1]
+
+
+# Given noise, and one protocol for the variance.
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_walk_with_given_noise_is_the_walk_that_draws_it(draw, rng, name):
+    q, x_T, times = GaussianDiffusion(linear_schedule(20, 0.02, 0.5)), draw(3, 2), grid(20, 5)
+    kernel = KERNELS[name](q, lambda x_t, t: torch.tanh(x_t))
+    generator = rng(4)
+    noise = [torch.randn(3, 2, generator=generator, dtype=torch.float64) for _ in range(5)]
+    given = [state.x for state in walk(kernel, x_T, times, noise=noise)]
+    x = x_T
+    for z, (t, s), found in zip(noise, pairwise(times), given, strict=True):
+        law = kernel(x, s, t)
+        x = law.mean + law.var.sqrt() * z
+        assert_close(found, x, rtol=1e-14, atol=1e-14)
+
+
+def test_given_noise_must_fit_the_walk_and_the_law(draw):
+    kernel = Ancestral(GaussianDiffusion(linear_schedule(20, 0.02, 0.5)), lambda x_t, t: x_t)
+    with pytest.raises(ValueError, match="noise of length 3: expected one for each of the 4 steps"):
+        walk(kernel, draw(3, 2), grid(20, 4), noise=draw(3, 3, 2))
+    mixture = GaussianMixture([0.5, 0.5], [[0.0, 0.0], [1.0, 1.0]], [1.0, 1.0])
+
+    class Drawn:
+        def sample(self, generator=None):
+            return mixture.sample(3, generator)
+
+    with pytest.raises(TypeError, match="noise: expected a kernel whose laws are Gaussian, this one gives a Drawn"):
+        last(walk(lambda x, s, t: Drawn(), draw(3, 2), grid(20, 4), noise=draw(4, 3, 2)))
+    with pytest.raises(TypeError, match=r"x_T of dtype torch\.int64: expected a floating-point tensor"):
+        walk(kernel, torch.zeros(3, 2, dtype=torch.long), grid(20, 4))
+
+
+def test_one_choice_of_the_variance_serves_samplers_and_bound(draw):
+    """A function of two levels: floats in a walk, tensors in a weight, and the bound asks it too."""
+
+    def choice(before, here):
+        return (posterior_var(before, here) * added_var(before, here)) ** 0.5
+
+    q, x = GaussianDiffusion(linear_schedule(20, 0.02, 0.5)), draw(3, 2)
+
+    def denoise(x_t, t):
+        return 0.5 * x_t
+
+    expected = choice(*q.schedule.levels(6, 7))
+    assert Ancestral(q, denoise, choice)(x, 6, 7).var.item() == pytest.approx(expected, rel=1e-15)
+    assert reverse_step(q, denoise, x, 7, choice).var.item() == pytest.approx(expected, rel=1e-15)
+    assert_close(
+        step_term(q, denoise, draw(3, 2, seed=1), x, 7, choice),
+        q.posterior(draw(3, 2, seed=1), x, 6, 7).kl(reverse_step(q, denoise, x, 7, choice)),
+        rtol=0.0,
+        atol=0.0,
+    )
+    each = torch.stack([eps_weight(q.schedule, t, choice) for t in (2, 7, 20)])
+    assert_close(eps_weight(q.schedule, torch.tensor([2, 7, 20]), choice), each, rtol=1e-12, atol=0.0)
