@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -18,10 +19,17 @@ from torch import Tensor
 
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian, observe
-from ddpm_nb.precision import widest
+from ddpm_nb.precision import widened, widest
 from ddpm_nb.schedule import Time, added_var, coefficient
 
 __all__ = ["BestDenoiser", "CorrelatedGaussian", "GaussianMixture", "empirical", "expectation", "hermite"]
+
+
+class _Known(Protocol):
+    """A law of data whose denoiser is known in closed form."""
+
+    def posterior_mean(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
+        """E[x_0 | x_t], of the shape of ``x_t``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +42,7 @@ class BestDenoiser:
     q : the forward process
     """
 
-    law: GaussianMixture | CorrelatedGaussian
+    law: _Known
     q: GaussianDiffusion
 
     def __call__(self, x_t: Tensor, t: Time) -> Tensor:
@@ -42,8 +50,25 @@ class BestDenoiser:
         return self.law.posterior_mean(self.q, x_t, t)
 
 
+class _Movable:
+    """A law whose fields are tensors, and which can be had on any device."""
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, Self]:
+        return {}
+
+    def to(self, device: torch.device) -> Self:
+        """Return the law on a device; it is copied there once."""
+        parts = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+        if parts[0].device == device:
+            return self
+        if device not in self._copies:
+            self._copies[device] = type(self)(*(part.to(device, widest(device)) for part in parts))
+        return self._copies[device]
+
+
 @dataclass(frozen=True, eq=False)
-class GaussianMixture:
+class GaussianMixture(_Movable):
     """Σ_k weights[k] N(means[k], variances[k] I). Book: [the mixture](#eq-mixture).
 
     Data are ``(batch, *event)`` with d numbers in the event. The arithmetic is float64, results have the data's dtype.
@@ -66,10 +91,7 @@ class GaussianMixture:
     variances: Tensor
 
     def __post_init__(self) -> None:
-        weights, means, variances = (
-            torch.as_tensor(value, dtype=None if _is_wide(value) else torch.float64)
-            for value in (self.weights, self.means, self.variances)
-        )
+        weights, means, variances = (widened(value) for value in (self.weights, self.means, self.variances))
         if means.ndim != 2 or weights.shape != means.shape[:1] or variances.shape not in (means.shape[:1], means.shape):
             raise ValueError(
                 f"weights {tuple(weights.shape)}, means {tuple(means.shape)}, variances {tuple(variances.shape)}: "
@@ -83,17 +105,6 @@ class GaussianMixture:
         object.__setattr__(self, "weights", weights / weights.sum())
         object.__setattr__(self, "means", means)
         object.__setattr__(self, "variances", variances)
-
-    @cached_property
-    def _copies(self) -> dict[torch.device, GaussianMixture]:
-        return {self.means.device: self}
-
-    def to(self, device: torch.device) -> GaussianMixture:
-        """Return the law on a device; it is copied there once."""
-        if device not in self._copies:
-            parts = (value.to(device, widest(device)) for value in (self.weights, self.means, self.variances))
-            self._copies[device] = GaussianMixture(*parts)
-        return self._copies[device]
 
     def _variances(self) -> Tensor:
         """Variances with a last axis that broadcasts over coordinates."""
@@ -165,7 +176,7 @@ class GaussianMixture:
 
     def score(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
         """∇ log q(x_t) = (√ᾱ E[x_0 | x_t] − x_t)/(1 − ᾱ), for t ≥ 1. Book: [Tweedie](#eq-tweedie)."""
-        level, x = q.schedule.level(t), x_t.to(widest(x_t.device))
+        level, x = q.schedule.level(t), widened(x_t)
         signal, noise_var = coefficient(level.signal, x), coefficient(level.noise_var, x)
         return ((signal * self.posterior_mean(q, x, t) - x) / noise_var).to(x_t.dtype)
 
@@ -205,11 +216,6 @@ class GaussianMixture:
         return mean.reshape(x_t.shape).to(x_t.dtype)
 
 
-def _is_wide(value: Tensor) -> bool:
-    """Whether a tensor has the widest float of its device already, as a law's copy there does."""
-    return torch.is_tensor(value) and value.dtype == widest(value.device)
-
-
 def empirical(x_0: Tensor) -> GaussianMixture:
     """Return the law that draws one of the n rows of ``x_0`` ``(n, *event)``, each as likely: a mixture of n atoms.
 
@@ -220,7 +226,7 @@ def empirical(x_0: Tensor) -> GaussianMixture:
 
 
 @dataclass(frozen=True, eq=False)
-class CorrelatedGaussian:
+class CorrelatedGaussian(_Movable):
     """N(mean, axes diag(variances) axesᵀ): noise adds to every variance and turns no axis. Book: [](#eq-s5-correlated).
 
     Along its axes the law is a Gaussian with independent coordinates, so that all of the book is known in closed form
@@ -301,17 +307,6 @@ class CorrelatedGaussian:
     def score(self, q: GaussianDiffusion, x_t: Tensor, t: int) -> Tensor:
         """∇ log q(x_t), shape of x_t."""
         return self.to(x_t.device).diffused(q, t).grad_log_prob(x_t)
-
-    @cached_property
-    def _copies(self) -> dict[torch.device, CorrelatedGaussian]:
-        return {self.mean.device: self}
-
-    def to(self, device: torch.device) -> CorrelatedGaussian:
-        """Return the law on a device; it is copied there once."""
-        if device not in self._copies:
-            parts = (value.to(device, widest(device)) for value in (self.mean, self.variances, self.axes))
-            self._copies[device] = CorrelatedGaussian(*parts)
-        return self._copies[device]
 
     def _along(self) -> Gaussian:
         """The law in the coordinates of the axes, a batch of one."""

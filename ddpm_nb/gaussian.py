@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from ddpm_nb.precision import drawn_on
+
 __all__ = [
     "Gaussian",
     "conditional",
@@ -85,8 +87,7 @@ class Gaussian:
         mean, var = self._mean, self._var
         if not isinstance(var, Tensor) and var == 0.0:
             return mean
-        # on the generator's device: the same numbers wherever the state lives
-        device = mean.device if generator is None else generator.device
+        device = drawn_on(generator, mean)
         z = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=device)
         return self.from_noise(z if device == mean.device else z.to(mean.device))
 
@@ -118,9 +119,10 @@ class Gaussian:
 
     def _positive_var(self) -> Tensor | float:
         """The variance, checked where the host can see it: a GPU would have to be waited for."""
-        if _on_host(self._var) and (bool((self._var == 0).any()) if torch.is_tensor(self._var) else self._var == 0):
+        var = self._var
+        if _on_host(var) and (bool((var == 0).any()) if isinstance(var, Tensor) else var == 0):
             raise ValueError("var = 0: a point mass has no density; at s = 0 use the decoder term of the bound instead")
-        return self._var
+        return var
 
 
 def _variance(var: Tensor | float, mean: Tensor) -> Tensor | float:

@@ -21,6 +21,7 @@ from ddpm_nb.denoiser import EPS, Parameterization
 from ddpm_nb.diffusion import GaussianDiffusion, weighted_sum
 from ddpm_nb.exact import CorrelatedGaussian, GaussianMixture
 from ddpm_nb.gaussian import Gaussian
+from ddpm_nb.precision import drawn_on
 from ddpm_nb.schedule import Time
 from ddpm_nb.sde import VPSDE, Field, heun, observed, solve_ode
 
@@ -68,12 +69,7 @@ def hutchinson(probe: Tensor) -> Trace:
 
 def signs(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw a probe for :func:`hutchinson`: independent −1 and 1, each as likely, of the shape and dtype of ``x``."""
-    return 2.0 * torch.randint(0, 2, x.shape, generator=generator, device=_device(generator, x)).to(x) - 1.0
-
-
-def _device(generator: torch.Generator | None, x: Tensor) -> torch.device:
-    """Where to draw: with the generator, or where the data are."""
-    return x.device if generator is None else generator.device
+    return 2.0 * torch.randint(0, 2, x.shape, generator=generator, device=drawn_on(generator, x)).to(x) - 1.0
 
 
 def by_heun(field: Field, x: Tensor, times: Tensor) -> Tensor:
@@ -185,5 +181,5 @@ def dequantized(x_0: Tensor, levels: int, generator: torch.Generator | None = No
     if levels < 2:
         raise ValueError(f"levels = {levels}: expected at least 2")
     width = 2.0 / (levels - 1)
-    uniform = torch.rand(x_0.shape, generator=generator, device=_device(generator, x_0)).to(x_0)
+    uniform = torch.rand(x_0.shape, generator=generator, device=drawn_on(generator, x_0)).to(x_0)
     return x_0 + width * (uniform - 0.5), x_0[0].numel() * math.log(width)

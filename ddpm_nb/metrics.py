@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_nb.arguments import whole_number
-from ddpm_nb.precision import widest
+from ddpm_nb.precision import widened
 
 __all__ = [
     "Classifier",
@@ -25,11 +25,6 @@ __all__ = [
     "sliced_wasserstein",
     "train_classifier",
 ]
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Return ``x`` in the widest float of its device."""
-    return x.to(widest(x.device))
 
 
 class Classifier(nn.Module):
@@ -98,7 +93,7 @@ class Moments:
             raise ValueError(
                 f"features of shape {tuple(features.shape)}: expected (n, features) with at least two samples"
             )
-        features = _wide(features)
+        features = widened(features)
         return cls(features.mean(0), torch.atleast_2d(torch.cov(features.mT)), len(features))  # 0-d for one feature
 
     def frechet_distance(self, other: Moments) -> float:
@@ -132,8 +127,8 @@ def precision_recall(real: Tensor, drawn: Tensor, neighbours: int = 3) -> tuple[
     whole_number("neighbours", neighbours, least=1)
     if min(len(real), len(drawn)) <= neighbours:
         raise ValueError(f"{len(real)} and {len(drawn)} features: expected more than neighbours = {neighbours} of each")
-    between = torch.cdist(_wide(drawn), _wide(real))
-    radius = [torch.cdist(_wide(x), _wide(x)).kthvalue(neighbours + 1).values for x in (real, drawn)]
+    between = torch.cdist(widened(drawn), widened(real))
+    radius = [torch.cdist(widened(x), widened(x)).kthvalue(neighbours + 1).values for x in (real, drawn)]
     precision = (between <= radius[0]).any(1).float().mean()
     recall = (between <= radius[1][:, None]).any(0).float().mean()
     return precision.item(), recall.item()
@@ -147,8 +142,8 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     n, m = len(a), len(b)
     if min(n, m) < 2:
         raise ValueError(f"{n} and {m} samples: expected at least two of each")
-    between = torch.cdist(_wide(a), _wide(b)).mean()
-    within = [torch.cdist(_wide(x), _wide(x)).sum() / (len(x) * (len(x) - 1)) for x in (a, b)]
+    between = torch.cdist(widened(a), widened(b)).mean()
+    within = [torch.cdist(widened(x), widened(x)).sum() / (len(x) * (len(x) - 1)) for x in (a, b)]
     return float(2 * between - within[0] - within[1])
 
 
@@ -164,8 +159,8 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: Tensor) -> float:
             f"samples of shape {tuple(a.shape)} and {tuple(b.shape)}, directions of shape {tuple(directions.shape)}: "
             "expected (n, d), the same (n, d) and (k, d)"
         )
-    across = F.normalize(_wide(directions), dim=1).mT
-    ranked = [(_wide(x) @ across).sort(dim=0).values for x in (a, b)]
+    across = F.normalize(widened(directions), dim=1).mT
+    ranked = [(widened(x) @ across).sort(dim=0).values for x in (a, b)]
     return float((ranked[0] - ranked[1]).square().mean().sqrt())
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["Copies", "default_device", "memory_format_for", "precision_for", "widest"]
+__all__ = ["Copies", "default_device", "drawn_on", "memory_format_for", "precision_for", "widened", "widest"]
 
 
 def default_device() -> torch.device:
@@ -19,6 +21,18 @@ def default_device() -> torch.device:
 def widest(device: torch.device) -> torch.dtype:
     """Return float64, or float32 on a device that has no float64: Apple's GPUs."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def widened(value: Any) -> Tensor:
+    """Return a tensor in the widest float of its device; numbers and lists of them as float64 on the host."""
+    if isinstance(value, Tensor):
+        return value.to(widest(value.device))
+    return torch.as_tensor(value, dtype=torch.float64)
+
+
+def drawn_on(generator: torch.Generator | None, x: Tensor) -> torch.device:
+    """Return where to draw for ``x``: with the generator, so that its numbers are the same wherever x lives."""
+    return x.device if generator is None else generator.device
 
 
 def precision_for(device: torch.device) -> str:

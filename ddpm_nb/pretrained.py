@@ -27,7 +27,6 @@ __all__ = [
     "load_features",
     "load_model",
     "model_state",
-    "shipped_models",
     "train_features",
 ]
 
@@ -154,11 +153,6 @@ def export_features(space: FeatureSpace, path: str | os.PathLike[str]) -> Path:
     }
     state = {"classifier": space.classifier.state_dict(), "accuracy": space.accuracy, **moments}
     return save_checkpoint(path, state)
-
-
-def shipped_models() -> tuple[str, ...]:
-    """Return the names of the models that come with the package."""
-    return tuple(_SHIPPED)
 
 
 def train_features(train: Labelled, test: Labelled, epochs: int, seed: int, few: int | None = None) -> FeatureSpace:

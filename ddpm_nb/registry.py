@@ -15,7 +15,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from ddpm_nb.arguments import choose
 
@@ -24,7 +24,7 @@ __all__ = ["Registry", "load_extension"]
 Entry = TypeVar("Entry")
 
 
-class Registry(Mapping[str, Entry], Generic[Entry]):
+class Registry(Mapping[str, Entry]):
     """A mapping from names to entries that grows by :meth:`register` alone.
 
     ``registry[name]`` raises ``ValueError`` for an unknown name; the error lists the known ones and the nearest.
@@ -48,11 +48,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def remove(self, name: str) -> None:
         """Take an entry out again."""
-        del self._entries[self._known(name)]
-
-    def _known(self, name: str) -> str:
         choose(self.kind, name, self._entries)
-        return name
+        del self._entries[name]
 
     def __getitem__(self, name: str) -> Entry:
         return choose(self.kind, name, self._entries)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddpm_nb.arguments import whole_number
-from ddpm_nb.precision import widest
+from ddpm_nb.precision import Copies
 from ddpm_nb.registry import Registry
 
 __all__ = [
@@ -192,9 +192,8 @@ class NoiseSchedule:
         return [Level.of(log) for log in self.log_alpha_bars.tolist()]
 
     @cached_property
-    def _tables(self) -> dict[torch.device, Tensor]:
-        """The table on every device that was asked for."""
-        return {self.log_alpha_bars.device: self.log_alpha_bars}
+    def _copies(self) -> Copies:
+        return Copies(self.log_alpha_bars)
 
     def _levels_of(self, name: str, t: Time, least: int) -> Level:
         """Return the levels of ``t``, checked where that does not make the host wait for a GPU."""
@@ -210,9 +209,8 @@ class NoiseSchedule:
             if low < least or high > self.T:
                 wrong = low if low < least else high
                 raise ValueError(f"{name} contains {wrong}: expected steps from {least} to T = {self.T}")
-        if t.device not in self._tables:
-            self._tables[t.device] = self.log_alpha_bars.to(t.device, widest(t.device))
-        return Level.of(self._tables[t.device][t.long()])
+        (table,) = self._copies.on(t.device)
+        return Level.of(table[t.long()])
 
 
 def _float64(value: Number) -> Tensor:

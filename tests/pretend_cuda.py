@@ -13,10 +13,10 @@ the host mixes, as in CUDA. An Apple GPU has no float64: with ``Pretended("mps")
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from traceback import walk_stack
 from typing import Any
 
 import torch
@@ -106,27 +106,16 @@ def _any_generator(real: Any) -> Any:
 
 
 def _where() -> str:
-    frame = sys._getframe(1)
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if "/ddpm_nb/" in path:
-            return f"{path.rpartition('/ddpm_nb/')[2]}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+    """The line of the package that is at work."""
+    for frame, line in walk_stack(None):
+        if "/ddpm_nb/" in frame.f_code.co_filename:
+            return f"{frame.f_code.co_filename.rpartition('/ddpm_nb/')[2]}:{line}"
     return "caller"
 
 
 def _by_torch_itself() -> bool:
-    """Whether torch groups tensors by their true device, the host, which the pretence cannot hide from it."""
-    return any(frame is not None and frame.f_code.co_filename.endswith("clip_grad.py") for frame in _frames(8))
-
-
-def _frames(depth: int) -> Iterator[Any]:
-    frame = sys._getframe(2)
-    for _ in range(depth):
-        yield frame
-        if frame is None:
-            return
-        frame = frame.f_back  # type: ignore[assignment]
+    """Whether torch groups gradients by their true device, the host, which the pretence cannot hide from it."""
+    return any(frame.f_code.co_filename.endswith("clip_grad.py") for frame, _ in walk_stack(None))
 
 
 def _flat(value: Any) -> Iterator[Tensor]:
@@ -162,13 +151,13 @@ def _tagged(value: Any) -> Any:
 
 
 def _waited(name: str) -> None:
-    if Pretended.active is not None and not _by_torch_itself():
+    if Pretended.active is not None:
         Pretended.active.waits[name, _where()] += 1
 
 
 def _moved(tensor: Tensor, to_device: bool) -> None:
     from_device = isinstance(tensor, OnDevice)
-    if Pretended.active is None or from_device == to_device:
+    if Pretended.active is None or from_device == to_device or _by_torch_itself():
         return
     direction = "to the GPU" if to_device else "to the host"
     Pretended.active.copies[direction, tuple(_plain(tensor).shape), _where()] += 1

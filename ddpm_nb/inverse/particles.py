@@ -15,6 +15,7 @@ from ddpm_nb.diffusion import posterior_var
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.inverse.guidance import Guess, Likelihood
 from ddpm_nb.kernels import decreasing_times
+from ddpm_nb.precision import drawn_on
 from ddpm_nb.schedule import Variance
 
 __all__ = ["Particles", "twisted_walk"]
@@ -113,8 +114,8 @@ def _resampled(log_weights: Tensor, generator: torch.Generator | None) -> tuple[
     """
     n, problems = log_weights.shape
     weights, place = log_weights.exp(), torch.arange(n, device=log_weights.device)[:, None]
-    source = log_weights.device if generator is None else generator.device
-    uniform = torch.rand(problems, dtype=log_weights.dtype, generator=generator, device=source)
+    device = drawn_on(generator, log_weights)
+    uniform = torch.rand(problems, dtype=log_weights.dtype, generator=generator, device=device)
     ticks = (place + uniform.to(log_weights.device)) / n
     drawn = torch.searchsorted(weights.cumsum(0).mT.contiguous(), ticks.mT.contiguous()).mT.clamp(max=n - 1)
     few = weights.square().sum(0) > 2 / n
