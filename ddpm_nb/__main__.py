@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ddpm_nb.arguments import whole_number
 from ddpm_nb.data import load_dataset
 from ddpm_nb.denoiser import clipped
 from ddpm_nb.kernels import grid, last, walk
@@ -95,14 +96,17 @@ def train(given: argparse.Namespace) -> None:
 
 def sample(given: argparse.Namespace) -> None:
     """Draw samples by the words of a command line and write them as one picture, aside first."""
+    whole_number("images", given.images, least=1)
     make_kernel, model = SAMPLERS[given.sampler], load_model(given.model)
+    if model.event[0] not in (1, 3):
+        raise ValueError(f"model = {given.model!r}: images of {model.event[0]} channels; a PNG has 1 or 3")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     device, times = default_device(), grid(model.q.schedule.T, given.steps)
     model.network.to(device)
     generator = torch.Generator().manual_seed(given.seed)
     x_T = torch.randn(given.images, *model.event, generator=generator).to(device)
     kernel = make_kernel(model.q, clipped(model.denoiser))
     images = last(tqdm(walk(kernel, x_T, times, generator), total=given.steps, unit="step")).x
-    given.out.parent.mkdir(parents=True, exist_ok=True)
     aside = given.out.with_name(f".{given.out.name}.tmp")
     picture(images, columns=16).save(aside, format="PNG")
     aside.replace(given.out)

@@ -122,38 +122,44 @@ def predicted_noise(q: GaussianDiffusion, denoise: Denoiser, x_t: Tensor, t: Tim
     return weighted_sum(1 / level.noise, x_t, -level.signal / level.noise, denoise(x_t, t))
 
 
-def check_process(q: GaussianDiffusion, denoise: Denoiser) -> None:
-    """Raise ``ValueError`` if ``denoise`` knows its own forward process and that is another one than ``q``.
+def check_process(q: GaussianDiffusion, part: object, what: str = "denoiser") -> None:
+    """Raise ``ValueError`` if ``part`` knows its own forward process, ``part.q``, and that is another one than ``q``.
 
     A step would take its levels from one schedule and x̂_0 from another: samples that look fine and are wrong.
     """
-    own = getattr(denoise, "q", None)
+    own = getattr(part, "q", None)
     if not isinstance(own, GaussianDiffusion) or own is q or own.schedule is q.schedule:
         return
     if not torch.equal(own.schedule.log_alpha_bars, q.schedule.log_alpha_bars):
         ours, theirs = (schedule.level(schedule.T).signal for schedule in (q.schedule, own.schedule))
         raise ValueError(
-            f"q: a schedule of T = {q.schedule.T} steps that ends at √ᾱ_T = {ours:.3g}, but the denoiser's has "
-            f"T = {own.schedule.T} and √ᾱ_T = {theirs:.3g}; expected the denoiser's own q"
+            f"q: a schedule of T = {q.schedule.T} steps that ends at √ᾱ_T = {ours:.3g}, but the {what}'s has "
+            f"T = {own.schedule.T} and √ᾱ_T = {theirs:.3g}; expected the {what}'s own q"
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Clipped:
-    """The denoiser whose x̂_0 is clipped to the range of the data: see :func:`clipped`."""
+class _Wrapped:
+    """A denoiser around another one, with the forward process of that, where it knows it."""
 
     denoise: Denoiser
+
+    @property
+    def q(self) -> GaussianDiffusion | None:
+        """The forward process of the denoiser within."""
+        return getattr(self.denoise, "q", None)
+
+
+@dataclass(frozen=True, eq=False)
+class Clipped(_Wrapped):
+    """The denoiser whose x̂_0 is clipped to the range of the data: see :func:`clipped`."""
+
     low: float
     high: float
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise ValueError(f"low = {self.low}, high = {self.high}: expected low < high")
-
-    @property
-    def q(self) -> GaussianDiffusion | None:
-        """The forward process of the denoiser within, where it knows it."""
-        return getattr(self.denoise, "q", None)
 
     def __call__(self, x_t: Tensor, t: Time) -> Tensor:
         """Return x̂_0, of the shape of ``x_t``."""
@@ -166,20 +172,14 @@ def clipped(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Clipped:
 
 
 @dataclass(frozen=True, eq=False)
-class Thresholded:
+class Thresholded(_Wrapped):
     """The denoiser whose x̂_0 is scaled into the range of the data: see :func:`thresholded`."""
 
-    denoise: Denoiser
     share: float
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ValueError(f"share = {self.share}: expected a share of the pixels, above 0 and at most 1")
-
-    @property
-    def q(self) -> GaussianDiffusion | None:
-        """The forward process of the denoiser within, where it knows it."""
-        return getattr(self.denoise, "q", None)
 
     def __call__(self, x_t: Tensor, t: Time) -> Tensor:
         """Return x̂_0, of the shape of ``x_t``."""

@@ -104,6 +104,7 @@ def corrected(
     ratio : size of a Langevin step, positive
     corrections : Langevin steps after each step of the predictor
     """
+    check_process(q, predictor, "predictor")
     check_process(q, denoise)
     if not ratio > 0:
         raise ValueError(f"ratio = {ratio}: expected a positive number")

@@ -117,6 +117,17 @@ def test_the_command_line_trains_with_all_of_them_and_samples(extension: Path, t
     assert Image.open(out).mode == "RGB"
 
 
+def test_sampling_refuses_wrong_numbers_before_any_work(tmp_path: Path):
+    out = tmp_path / "new folder" / "samples.png"
+    for words, message in (
+        (["--images", "0"], "images = 0"),
+        (["--steps", "2000"], "steps = 2000: expected at most T"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main(["sample", "digits", *words, "--out", str(out)])
+    assert not out.exists()
+
+
 def test_a_checkpoint_of_an_unregistered_network_says_what_to_do(extension: Path, tmp_path: Path):
     path = tmp_path / "run.safetensors"
     options = ["--extension", str(extension), "--network", "flat", "--steps", "2", "--checkpoint", str(path)]

@@ -217,6 +217,24 @@ def test_denoiser_of_the_posterior_is_the_conditional_mean():
     torch.testing.assert_close(found, at_once, rtol=0, atol=1e-12)
 
 
+def test_whatever_knows_another_forward_process_is_refused():
+    """Taken from a sampler's parts, whose levels would not be those of x̂_0."""
+    other, m = GaussianDiffusion(cosine_schedule(50)), Measurement(FIRST, normal(1, 1), 0.3)
+    kernel, denoise = Ancestral(Q, PRIOR.denoiser(Q)), PRIOR.denoiser(Q)
+    parts = [
+        lambda q: DDIM(q, guided(denoise, Q, m, gaussian_spread())),
+        lambda q: DDIM(q, exact_posterior(PRIOR, m).denoiser(Q)),
+        lambda q: guided(denoise, q, m, gaussian_spread()),
+        lambda q: Replacement(kernel, q, m),
+        lambda q: RePaint(kernel, q, 2),
+        lambda q: DPS(kernel, PRIOR.denoiser(q), m),
+    ]
+    for make in parts:
+        make(Q)
+        with pytest.raises(ValueError, match=r"q: a schedule of T = .*expected the (denoiser|kernel)'s own q"):
+            make(other)
+
+
 # Denoising
 
 

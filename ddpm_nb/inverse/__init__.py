@@ -4,7 +4,7 @@ A measurement is one object; what solves it wraps a denoiser or a kernel and is 
 """
 
 from ddpm_nb.inverse.denoising import RePaint, Replacement, denoising_level, denoising_start
-from ddpm_nb.inverse.guidance import DPS, PGDM, Guess, Likelihood, gaussian_spread, guided, no_spread
+from ddpm_nb.inverse.guidance import DPS, PGDM, Guess, Guided, Likelihood, gaussian_spread, guided, no_spread
 from ddpm_nb.inverse.measurement import Mask, Matrix, Measurement, Operator, Separable, average_pool, blur, measure
 from ddpm_nb.inverse.particles import Particles, twisted_walk
 from ddpm_nb.inverse.posterior import FullMixture, exact_posterior, posterior_errors
@@ -14,6 +14,7 @@ __all__ = [
     "PGDM",
     "FullMixture",
     "Guess",
+    "Guided",
     "Likelihood",
     "Mask",
     "Matrix",

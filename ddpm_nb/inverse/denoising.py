@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddpm_nb.arguments import whole_number
+from ddpm_nb.denoiser import check_process
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.inverse.measurement import Mask, Measurement, standard_deviation
@@ -64,6 +65,7 @@ class Replacement:
     def __post_init__(self) -> None:
         if not isinstance(self.measurement.operator, Mask):
             raise TypeError(f"operator: expected a Mask, got {type(self.measurement.operator).__name__}")
+        check_process(self.q, self.kernel, "kernel")
 
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the law of x_s."""
@@ -109,6 +111,7 @@ class RePaint:
 
     def __post_init__(self) -> None:
         whole_number("rounds", self.rounds, least=1)
+        check_process(self.q, self.kernel, "kernel")
 
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the law of x_s in the last round."""

@@ -20,7 +20,7 @@ from ddpm_nb.precision import Copies
 from ddpm_nb.sampling import DDIM
 from ddpm_nb.schedule import Level, Time
 
-__all__ = ["DPS", "PGDM", "Guess", "Likelihood", "gaussian_spread", "guided", "no_spread"]
+__all__ = ["DPS", "PGDM", "Guess", "Guided", "Likelihood", "gaussian_spread", "guided", "no_spread"]
 
 
 Spread = Callable[[Level], float]  # level -> r², the assumed variance of x_0 given x_t
@@ -43,7 +43,7 @@ class Guess(NamedTuple):
     """What x_t says of x_0 and of y, one row for each sample.
 
     x_0 : Tensor ``(batch, *event)``, the denoiser's x̂_0
-    log_prob : Tensor ``(batch,)``, log p̃(y | x_t) in nats, float64
+    log_prob : Tensor ``(batch,)``, log p̃(y | x_t) in nats, float64 where there is one
     gradient : Tensor ``(batch, *event)``, ∇ log p̃(y | x_t) in x_t
     """
 
@@ -107,19 +107,29 @@ class Likelihood:
         return Guess(x_0, log_prob, pull_back(direction.to(residual)))
 
 
-def guided(denoise: Denoiser, q: GaussianDiffusion, measurement: Measurement, spread: Spread) -> Denoiser:
-    """x̂_0 + (1 − ᾱ)/√ᾱ ∇ log p̃(y | x_t), the gradient of a :class:`Likelihood`. Book: [](#eq-i8-guidance).
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """The denoiser x̂_0 + (1 − ᾱ)/√ᾱ ∇ log p̃(y | x_t): see :func:`guided`."""
 
-    It is E[x_0 | x_t, y] if x_0 given x_t is N(x̂_0, r² I). ``ValueError`` where the covariance of y is singular.
-    """
-    likelihood = Likelihood(denoise, q, measurement, spread)
+    likelihood: Likelihood
 
-    def denoise_given_y(x_t: Tensor, t: Time) -> Tensor:
-        guess = likelihood(x_t, t)
-        level = q.schedule.level(t)
+    @property
+    def q(self) -> GaussianDiffusion:
+        """The forward process."""
+        return self.likelihood.q
+
+    def __call__(self, x_t: Tensor, t: Time) -> Tensor:
+        """Return x̂_0 given y, of the shape of ``x_t``; ``ValueError`` where the covariance of y is singular."""
+        guess, level = self.likelihood(x_t, t), self.q.schedule.level(t)
         return guess.x_0 + level.noise_var / level.signal * guess.gradient
 
-    return denoise_given_y
+
+def guided(denoise: Denoiser, q: GaussianDiffusion, measurement: Measurement, spread: Spread) -> Guided:
+    """x̂_0 + (1 − ᾱ)/√ᾱ ∇ log p̃(y | x_t), the gradient of a :class:`Likelihood`. Book: [](#eq-i8-guidance).
+
+    It is E[x_0 | x_t, y] if x_0 given x_t is N(x̂_0, r² I).
+    """
+    return Guided(Likelihood(denoise, q, measurement, spread))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +179,8 @@ class DPS:
     def __post_init__(self) -> None:
         if not self.step > 0:
             raise ValueError(f"step = {self.step}: expected a positive number")
+        if isinstance(own := getattr(self.kernel, "q", None), GaussianDiffusion):
+            check_process(own, self.denoise)
 
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the law of x_s."""

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddpm_nb.denoiser import Denoiser
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.exact import GaussianMixture
+from ddpm_nb.exact import BestDenoiser, GaussianMixture
 from ddpm_nb.inverse.measurement import Measurement
 from ddpm_nb.schedule import Time
 
@@ -92,18 +91,18 @@ class FullMixture:
         noise = torch.randn(means.shape, dtype=torch.float64, generator=generator)
         return means + torch.einsum("nbde,nbe->nbd", root[place], noise)
 
-    def denoiser(self, q: GaussianDiffusion) -> Denoiser:
+    def denoiser(self, q: GaussianDiffusion) -> BestDenoiser:
         """Return (x_t, t) ↦ E[x_0 | x_t] under row i's law for row i: for a posterior, E[x_0 | x_t, y]."""
+        return BestDenoiser(self, q)
 
-        def denoise(x_t: Tensor, t: Time) -> Tensor:
-            if torch.is_tensor(t):
-                raise TypeError("t: expected one int for the whole batch")
-            level = q.schedule.level(t)
-            signal = level.signal * torch.eye(self.means.shape[2], dtype=torch.float64)
-            x_0 = self.observe(signal, x_t.flatten(1).double(), level.noise_var).mean()
-            return x_0.reshape(x_t.shape).to(x_t.dtype)
-
-        return denoise
+    def posterior_mean(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
+        """E[x_0 | x_t] under row i's law for row i, of the shape of ``x_t``; one step t for the whole batch."""
+        if torch.is_tensor(t):
+            raise TypeError("t: expected one int for the whole batch")
+        level = q.schedule.level(t)
+        signal = level.signal * torch.eye(self.means.shape[2], dtype=torch.float64)
+        x_0 = self.observe(signal, x_t.flatten(1).double(), level.noise_var).mean()
+        return x_0.reshape(x_t.shape).to(x_t.dtype)
 
 
 def exact_posterior(prior: GaussianMixture, measurement: Measurement) -> FullMixture:
