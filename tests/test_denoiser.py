@@ -20,7 +20,7 @@ from ddpm_nb.denoiser import (
     thresholded,
 )
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.schedule import NoiseSchedule, cosine_schedule
+from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 
 ALL = [EPS, X0, V, SCORE]
 EPSILON = torch.finfo(torch.float64).eps
@@ -199,9 +199,13 @@ def test_a_denoiser_of_another_forward_process_is_refused(wrap):
     ours, same, theirs = (GaussianDiffusion(cosine_schedule(T)) for T in (20, 20, 21))
     denoise = wrap(NetworkDenoiser(Recorder(), EPS, ours))
     check_process(same, denoise)
+    last_digit = ours.schedule.log_alpha_bars * (1 + torch.finfo(torch.float64).eps)  # as another processor has it
+    check_process(GaussianDiffusion(NoiseSchedule(last_digit)), denoise)
     check_process(theirs, lambda x_t, t: x_t)  # it knows no process of its own
     with pytest.raises(ValueError, match=r"q: a schedule of T = 21 steps .* the denoiser's has T = 20"):
         check_process(theirs, denoise)
+    with pytest.raises(ValueError, match="expected the denoiser's own q"):
+        check_process(GaussianDiffusion(linear_schedule(20)), denoise)
 
 
 def test_parameterizations_by_name():
