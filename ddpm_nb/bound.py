@@ -13,12 +13,13 @@ from ddpm_nb.denoiser import EPS, Denoiser, Parameterization, check_process
 from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture, expectation, hermite
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.schedule import NoiseSchedule, Time, Variance, added_var
+from ddpm_nb.schedule import NoiseSchedule, Time, Variance, added_var, coefficient
 
 __all__ = [
     "BoundTerms",
     "Ledger",
     "bits_per_dim",
+    "bound_draw",
     "bound_terms",
     "density_decoder",
     "discretized_decoder",
@@ -50,7 +51,8 @@ def simple_loss(
 
     Source: Roysdon (13), Ho et al. (14), for y = ε. Book: [the simple loss](#eq-simple-loss).
     """
-    error = network(q.diffuse(x_0, eps, t), t) - parameterization.target(q, x_0, eps, t)
+    x_t = q.diffuse(x_0, eps, t)
+    error = parameterization.error(q, network(x_t, t), x_0, eps, x_t, t)
     return error.square().flatten(1).sum(1)
 
 
@@ -123,6 +125,33 @@ def bound_terms(
             steps.append(step_term(q, denoise, x_0, x_t, t, variance)[None])
         x_1 = q.marginal(x_0, 1).sample(generator)
         return BoundTerms(prior_term(q, x_0), torch.cat(steps), reconstruction_term(q, denoise, x_0, x_1, decoder))
+
+
+def bound_draw(
+    q: GaussianDiffusion,
+    denoise: Denoiser,
+    x_0: Tensor,
+    generator: torch.Generator,
+    decoder: Decoder,
+    variance: Variance = posterior_var,
+) -> BoundTerms:
+    """L_T, L_0, and *one* step term of each sample, times T − 1: on average :attr:`BoundTerms.total` is the bound.
+
+    Two calls of the denoiser instead of T. The steps t = 2..T of the batch are spread evenly and dealt out at random.
+    ``steps`` has one row. Book: [even steps](#eq-t6-stratified).
+    """
+    check_process(q, denoise)
+    n, T = len(x_0), q.schedule.T
+    place = (torch.arange(n) + torch.rand((), generator=generator)) / n
+    t = 2 + ((T - 1) * place[torch.randperm(n, generator=generator)]).long().clamp(max=T - 2).to(x_0.device)
+    with torch.no_grad():
+        x_t = q.marginal(x_0, t).sample(generator)
+        ours = Gaussian(
+            q.posterior(denoise(x_t, t), x_t, t - 1, t).mean, coefficient(variance(*q.schedule.levels(t - 1, t)), x_t)
+        )
+        step = q.posterior(x_0, x_t, t - 1, t).kl(ours)
+        x_1 = q.marginal(x_0, 1).sample(generator)
+        return BoundTerms(prior_term(q, x_0), (T - 1) * step[None], reconstruction_term(q, denoise, x_0, x_1, decoder))
 
 
 def x_0_weight(schedule: NoiseSchedule, t: Time) -> Tensor:

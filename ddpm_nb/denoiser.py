@@ -65,6 +65,15 @@ class Parameterization:
         det = b * level.signal - a * level.noise
         return weighted_sum(b / det, x_t, -level.noise / det, y)
 
+    def error(self, q: GaussianDiffusion, y: Tensor, x_0: Tensor, eps: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """ŷ − y, what training makes small in the network's answer ``y`` at x_t. Shape of ``x_0``."""
+        return y - self.target(q, x_0, eps, t)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the network answers for each pixel and channel."""
+        return 1
+
     def eps(self, q: GaussianDiffusion, y: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """ε̂ = (√ᾱ y − a x_t)/det with det = b √ᾱ − a √(1−ᾱ). Shape of ``x_t``."""
         level = q.schedule.level(t)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddpm_nb.arguments import whole_number
 from ddpm_nb.registry import Registry
 
-__all__ = ["MLP", "NETWORKS", "UNet", "flops_per_image", "image_unet", "time_embedding"]
+__all__ = ["MLP", "NETWORKS", "UNet", "built", "fine_unet", "flops_per_image", "image_unet", "time_embedding"]
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
@@ -102,6 +102,7 @@ class UNet(nn.Module):
     widths : channels of each level; multiples of 8
     blocks : residual blocks of a level, on the way down and on the way up
     patch : side of the blocks that become channels
+    outputs : numbers that it answers for each pixel and channel
 
     Raises
     ------
@@ -116,6 +117,7 @@ class UNet(nn.Module):
         widths: Sequence[int] = (32, 64),
         blocks: int = 1,
         patch: int = 1,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         whole_number("blocks", blocks, least=1)
@@ -141,7 +143,7 @@ class UNet(nn.Module):
         self.finer = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in pairwise(widths))
         self.up = nn.ModuleList(nn.ModuleList(_Up(width, time_width) for _ in range(blocks)) for width in widths)
         self.norm = nn.GroupNorm(8, widths[0])
-        self.outward = _zeroed(nn.Conv2d(widths[0], channels * patch**2, 3, padding=1))
+        self.outward = _zeroed(nn.Conv2d(widths[0], outputs * channels * patch**2, 3, padding=1))
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the prediction for ``x_t`` ``(batch, channels, side, side)`` at integer steps ``t`` ``(batch,)``."""
@@ -167,18 +169,36 @@ def _members(modules: nn.Module) -> Iterator[nn.Module]:
     return modules.children()
 
 
-def image_unet(channels: int, side: int) -> UNet:
+def image_unet(channels: int, side: int, outputs: int = 1) -> UNet:
     """Return the untrained U-Net that the book trains: from 16 pixels on wider, and on blocks of 2 × 2.
 
-    Raises ``ValueError`` for a side that it cannot halve: it takes even ones, and multiples of 4 from 16 on.
+    It answers ``outputs`` numbers for each pixel and channel. Raises ``ValueError`` for a side that it cannot halve: it
+    takes even ones, and multiples of 4 from 16 on.
     """
     if side < 16:
-        return UNet(side, channels, widths=(32, 64))
-    return UNet(side, channels, widths=(64, 128), patch=2)
+        return UNet(side, channels, widths=(32, 64), outputs=outputs)
+    return UNet(side, channels, widths=(64, 128), patch=2, outputs=outputs)
 
 
-NETWORKS: Registry[Callable[[int, int], nn.Module]] = Registry("network", {"unet": image_unet})
-"""(channels, side of an image) ↦ an untrained network ``(x_t, t) -> y``, by the names in recipes and checkpoints."""
+def fine_unet(channels: int, side: int, outputs: int = 1) -> UNet:
+    """Return an untrained U-Net with a level at full resolution, for likelihood: the last bits lie between neighbours.
+
+    Raises ``ValueError`` for a side that is no multiple of 4.
+    """
+    return UNet(side, channels, widths=(32, 64, 128), outputs=outputs)
+
+
+NETWORKS: Registry[Callable[..., nn.Module]] = Registry("network", {"unet": image_unet, "unet_fine": fine_unet})
+"""(channels, side of an image, outputs) ↦ an untrained network ``(x_t, t) -> y`` with ``outputs · channels`` channels.
+
+By the names in recipes and checkpoints. One that takes no third argument has one output.
+"""
+
+
+def built(network: str, channels: int, side: int, outputs: int) -> nn.Module:
+    """Return the untrained network of a name, with as many outputs as a parameterization asks."""
+    build = NETWORKS[network]
+    return build(channels, side) if outputs == 1 else build(channels, side, outputs)
 
 
 def flops_per_image(network: nn.Module, event: tuple[int, ...]) -> int:

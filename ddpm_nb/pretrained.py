@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddpm_nb import belief  # noqa: F401  registers its parameterization
 from ddpm_nb.arguments import choose
 from ddpm_nb.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ddpm_nb.denoiser import PARAMETERIZATIONS, NetworkDenoiser, Parameterization
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.metrics import Classifier, Moments, train_classifier
-from ddpm_nb.nets import NETWORKS
+from ddpm_nb.nets import NETWORKS, built
 from ddpm_nb.schedule import NoiseSchedule
 
 __all__ = [
+    "SHIPPED",
     "FeatureSpace",
     "Model",
     "export_features",
@@ -34,6 +36,8 @@ Labelled = tuple[Tensor, Tensor]  # images and their labels
 
 _WEIGHTS = Path(__file__).parent / "weights"
 _SHIPPED = {path.stem: path for path in sorted(_WEIGHTS.glob("*.safetensors"))}
+SHIPPED = tuple(_SHIPPED)
+"""Names of the models that come with the package."""
 _FEATURES = {path.stem: path for path in sorted((_WEIGHTS / "features").glob("*.safetensors"))}
 
 
@@ -102,11 +106,10 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     state = _state(source, _SHIPPED, "a model", ("model", "ema", "step"))
     about = state["model"]
     try:
-        build, target = NETWORKS[about["network"]], PARAMETERIZATIONS[about["parameterization"]]
+        target, (channels, side, _) = PARAMETERIZATIONS[about["parameterization"]], about["event"]
+        network = built(about["network"], channels, side, target.outputs)
     except ValueError as error:
         raise CheckpointError(f"{source}: {error}; register yours before loading, as ddpm_nb.registry says") from error
-    channels, side, _ = about["event"]
-    network = build(channels, side)
     network.load_state_dict(state["ema"]["network"])
     q = GaussianDiffusion(NoiseSchedule(about["log_alpha_bars"]))
     event = tuple(about["event"])

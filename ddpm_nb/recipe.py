@@ -17,7 +17,8 @@ from ddpm_nb.checkpoint import CheckpointError, load_checkpoint
 from ddpm_nb.data import DATASETS
 from ddpm_nb.denoiser import PARAMETERIZATIONS, Parameterization
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.nets import NETWORKS
+from ddpm_nb.nets import NETWORKS, built
+from ddpm_nb.optimizers import OPTIMIZERS
 from ddpm_nb.precision import default_device, memory_format_for, precision_for
 from ddpm_nb.pretrained import model_state
 from ddpm_nb.schedule import SCHEDULES
@@ -38,8 +39,9 @@ class Recipe:
 
     Parameters
     ----------
-    dataset, network, schedule, parameterization, weighting, step_draw : names in ``DATASETS``, ``NETWORKS``,
-        ``SCHEDULES``, ``PARAMETERIZATIONS``, ``WEIGHTINGS``, ``STEP_DRAWS``; your own by their ``register``
+    dataset, network, schedule, parameterization, weighting, step_draw, optimizer : names in ``DATASETS``,
+        ``NETWORKS``, ``SCHEDULES``, ``PARAMETERIZATIONS``, ``WEIGHTINGS``, ``STEP_DRAWS``, ``OPTIMIZERS``; your own by
+        their ``register``
     steps : optimization steps of the whole run
     batch_size : images of a step, over all processes and microbatches together
     learning_rate : at its highest, after the warm-up
@@ -72,14 +74,21 @@ class Recipe:
     parameterization: str = "eps"
     weighting: str = "simple"
     step_draw: str = "stratified"
+    optimizer: str = "adamw"
     ema_decay: float = 0.998
     mixed_precision: str = "auto"
     compiled: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for registry in (DATASETS, NETWORKS, SCHEDULES, PARAMETERIZATIONS, WEIGHTINGS, STEP_DRAWS):
+        for registry in (DATASETS, NETWORKS, SCHEDULES, PARAMETERIZATIONS, WEIGHTINGS, STEP_DRAWS, OPTIMIZERS):
             choose(registry.kind, getattr(self, registry.kind), registry)
+        grey = getattr(self.target, "grey_levels", None)
+        if grey is not None and grey != DATASETS[self.dataset].levels:
+            raise ValueError(
+                f"parameterization = {self.parameterization!r}: a belief about {grey} grey levels, but "
+                f"{self.dataset!r} has {DATASETS[self.dataset].levels}; register ddpm_nb.belief.Belief with that number"
+            )
         choose("mixed_precision", self.mixed_precision, dict.fromkeys(("auto", "no", "bf16", "fp16")))
         for name, least in {"steps": 1, "batch_size": 1, "warmup": 0, "T": 2, "seed": 0}.items():
             whole_number(name, getattr(self, name), least=least)
@@ -122,7 +131,7 @@ class Recipe:
         card = DATASETS[self.dataset]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return NETWORKS[self.network](card.channels, card.side)
+            return built(self.network, card.channels, card.side, self.target.outputs)
 
     def accelerator(self) -> Accelerator:
         """Return the accelerator of a run, in its precision, compiled or not. It fixes both for the whole process."""
@@ -137,7 +146,7 @@ class Recipe:
         """Return the network on ``device``, its optimizer and its moving average, before the first step."""
         device = torch.device(device)
         network = self.untrained().to(device).to(memory_format=memory_format_for(device))  # type: ignore[call-overload]
-        return Learner(network, torch.optim.AdamW(network.parameters(), weight_decay=0.0), Ema(network, self.ema_decay))
+        return Learner(network, OPTIMIZERS[self.optimizer](network), Ema(network, self.ema_decay))
 
     def run(self, learner: Learner, images: Tensor, accelerator: Accelerator, microbatches: int = 1) -> Iterator[Step]:
         """Yield the steps that are left to ``learner``, which is kept up to date: its average and its losses, too."""
@@ -167,6 +176,7 @@ class Recipe:
         if not isinstance(theirs, dict):
             raise CheckpointError(f"{path}: a checkpoint, but not of a training run")
         ours = asdict(self)
+        theirs = {**asdict(Recipe()), **theirs}  # a setting younger than the checkpoint had its default
         differing = [
             f"{name} is {theirs.get(name)!r} there, {ours[name]!r} here"
             for name in ours

@@ -29,6 +29,7 @@ __all__ = [
     "coefficient",
     "cosine_schedule",
     "linear_schedule",
+    "log_snr_schedule",
 ]
 
 Time = int | Tensor  # a step for the whole batch, or an integer tensor (batch,)
@@ -252,8 +253,20 @@ def cosine_schedule(T: int = 1000, offset: float = 0.008, max_beta: float = 0.99
     return NoiseSchedule.from_betas((1 - signal[1:] / signal[:-1]).clamp(max=max_beta))
 
 
+def log_snr_schedule(T: int = 1000, first: float = 13.3, last: float = -6.3) -> NoiseSchedule:
+    """log SNR_t on a line from ``first`` at t = 1 to ``last`` at t = T (Kingma et al. 2021).
+
+    The default ends leave nothing to L_0 for 256 grey levels, whose spacing is six times the noise of step 1, and
+    nothing to L_T. ``ValueError`` unless first > last.
+    """
+    if not first > last:
+        raise ValueError(f"first = {first}, last = {last}: expected first > last, the log SNR falls")
+    log_snr = torch.linspace(first, last, whole_number("T", T, least=2), dtype=torch.float64)
+    return NoiseSchedule(torch.cat([log_snr.new_zeros(1), torch.nn.functional.logsigmoid(log_snr)]))
+
+
 SCHEDULES: Registry[Callable[[int], NoiseSchedule]] = Registry(
-    "schedule", {"linear": _linear_shape, "cosine": cosine_schedule}
+    "schedule", {"linear": _linear_shape, "cosine": cosine_schedule, "log_snr": log_snr_schedule}
 )
 """T ↦ the schedule of a shape with T steps, by name. A shape ends with the same noise at every T."""
 

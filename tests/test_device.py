@@ -15,6 +15,7 @@ from pretend_cuda import DevicesMixError, NoFloat64Error, Pretended, network_on_
 from torch import Tensor
 
 from ddpm_nb import inverse, metrics
+from ddpm_nb.belief import Belief
 from ddpm_nb.bound import bound_terms, discretized_decoder, gap_terms, ledger, simple_loss
 from ddpm_nb.denoiser import PARAMETERIZATIONS, NetworkDenoiser, clipped, thresholded
 from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
@@ -92,10 +93,11 @@ def trained(n: int) -> Learner:
     return learner
 
 
+ONE_OUTPUT = [name for name, target in PARAMETERIZATIONS.items() if target.outputs == 1]
 CASES: dict[str, Case] = {
     **{f"sampler {name}": walks(lambda make=make: make(Q, denoiser())) for name, make in SAMPLERS.items()},
     **{f"clipped {name}": walks(lambda make=make: make(Q, clipped(denoiser()))) for name, make in SAMPLERS.items()},
-    **{f"predicts {name}": walks(lambda name=name: DDIM(Q, denoiser(name), 0.5)) for name in PARAMETERIZATIONS},
+    **{f"predicts {name}": walks(lambda name=name: DDIM(Q, denoiser(name), 0.5)) for name in ONE_OUTPUT},
     "thresholded": walks(lambda: DDIM(Q, thresholded(denoiser()))),
     "exact": walks(lambda: Ancestral(Q, MIXTURE.denoiser(Q), variance_between(0.5))),
     "exact, uneven": walks(lambda: Ancestral(Q, UNEVEN.denoiser(Q), added_var)),
@@ -157,7 +159,7 @@ CASES |= {
     "gaps": lambda n: gaps_of(n, MIXTURE),
     "losses": lambda n: [
         weighting(Q.schedule, target, t) * simple_loss(Q, network, points(), t, points(), target)
-        for target in PARAMETERIZATIONS.values()
+        for target in (PARAMETERIZATIONS[name] for name in ONE_OUTPUT)
         for weighting in WEIGHTINGS.values()
         for t in [torch.arange(1, 7, device="cuda")] * n
     ],
@@ -175,6 +177,10 @@ CASES |= {
     ],
     "great circle": lambda n: great_circle(points()[0], points()[1], [i / n for i in range(n)]),
     "dequantized": lambda n: [dequantized(images(), 256) for _ in range(n)],
+    "belief": lambda n: [
+        Belief().error(Q, images().repeat(1, 5, 1, 1), images(), images(), images(), t)
+        for t in [torch.arange(1, 4, device="cuda")] * n
+    ],
     "U-Net": lambda n: [
         network_on_cuda(image_unet(1, 8))(images(), torch.arange(3, device="cuda") + i) for i in range(n)
     ],

@@ -11,18 +11,27 @@ ORDER = [
     {"schedule"},
     {"diffusion"},
     {"denoiser"},
+    {"belief"},
     {"exact"},
     {"bound"},
     {"weighting"},
     {"kernels"},  # what chapters 5 and 7 walk
     {"sde", "training", "sampling"},  # siblings do not import each other
     {"pretrained", "solvers"},
-    {"inverse", "likelihood", "convergence", "recipe", "latents", "measured"},
+    {"inverse", "likelihood", "convergence", "recipe", "latents", "measured", "evaluation"},
     {"__main__"},
     {"book"},  # exercises, figures and notebooks may use every layer, and nothing uses them
 ]
 FOUNDATIONS = {"arguments", "registry", "precision"}  # used by all, each by the later ones only
-LEAVES = {"conventions", "nets", "data", "checkpoint", "metrics", "pictures"}  # beside the order, used from above
+LEAVES = {
+    "conventions",
+    "nets",
+    "data",
+    "checkpoint",
+    "metrics",
+    "optimizers",
+    "pictures",
+}  # beside the order, used from above
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 

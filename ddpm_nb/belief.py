@@ -1,0 +1,137 @@
+"""Chapter 4. A network that states a belief about each pixel; Bayes' rule makes the estimate x̂_0 of it.
+
+A pixel has one of finitely many grey levels g. The network answers a law π(g) for each pixel, and x_t is Gaussian
+around √ᾱ_t g. So p(g | x_t) ∝ π(g) N(x_t; √ᾱ_t g, 1 − ᾱ_t), and x̂_0 is the mean of that law. Where the noise is
+narrower than a grey level the rule rounds to the level by itself, and no network has to learn it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm_nb.arguments import whole_number
+from ddpm_nb.denoiser import EPS, PARAMETERIZATIONS, X0, Parameterization
+from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.schedule import Level, Time, coefficient
+
+__all__ = ["Belief"]
+
+_REACH = 4  # levels on each side of the nearest one: more than four deviations of a posterior narrower than a level
+
+
+@dataclass(frozen=True, repr=False)
+class Belief(Parameterization):
+    """π(g) of each pixel: a Gaussian N(μ, τ²) restricted to the grey levels, and extra weights for the two ends.
+
+    Its training error is that of the noise, ε̂ − ε = √SNR (x_0 − x̂_0), so that it has the weights of ``EPS``. Bayes'
+    rule for the Gaussian is the product of two Gaussians, as in chapter 1. Source: Kingma et al. (2021) for the bound,
+    Graves et al. (2023) for a belief that is a law on grey levels.
+
+    Parameters
+    ----------
+    grey_levels : number of equally spaced values of a pixel in [−1, 1], both ends included
+    """
+
+    name: str = "belief"
+    weights: Callable[[Level], tuple[Any, Any]] = EPS.weights
+    grey_levels: int = 256
+
+    def __post_init__(self) -> None:
+        whole_number("grey_levels", self.grey_levels, least=2)
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that the network answers for each pixel: of μ, of τ, and three log weights."""
+        return 5
+
+    @property
+    def spacing(self) -> float:
+        """The distance of neighbouring grey levels."""
+        return 2.0 / (self.grey_levels - 1)
+
+    def stated(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return μ, τ and the log weights of (the Gaussian, −1, 1) from an answer ``(batch, 5 channels, *side)``.
+
+        τ is at least one spacing: a belief that is surer than that says so by an end's weight or not at all. Shapes
+        ``(batch, channels, *side)`` twice and ``(batch, 3, channels, *side)``, in float32 or wider.
+        """
+        if y.shape[1] % self.outputs:
+            raise ValueError(f"y of shape {tuple(y.shape)}: expected (batch, {self.outputs} · channels, ...)")
+        y = y.to(torch.promote_types(y.dtype, torch.float32))
+        y = y.reshape(y.shape[0], self.outputs, y.shape[1] // self.outputs, *y.shape[2:])
+        return y[:, 0], self.spacing + F.softplus(y[:, 1] - 1.0), y[:, 2:].log_softmax(1)
+
+    def x_0(self, q: GaussianDiffusion, y: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """x̂_0 = Σ_g g p(g | x_t), t ≥ 1. Shape and dtype of ``x_t``. Book: [the belief](#eq-b4-belief)."""
+        level = q.schedule.level(t)
+        mu, tau, weight = self.stated(y)
+        seen = x_t.to(mu) * coefficient(1 / level.signal, mu)  # x_t/√ᾱ = x_0 + σ̃ ε
+        noise = torch.zeros_like(mu) + coefficient(level.sigma, mu)
+        # The product of N(g; μ, τ²) and N(seen; g, σ̃²) is N(seen; μ, τ² + σ̃²) N(g; mean, deviation²).
+        var = tau.square() + noise.square()
+        log_mass, mean = self._on_levels(torch.lerp(mu, seen, tau.square() / var), tau * noise * var.rsqrt(), noise)
+        log_prior_mass = _on_line(mu, tau, self.spacing)[0]
+        log_gaussian = weight[:, 0] + log_mass - log_prior_mass - (seen - mu).square() / (2 * var)
+        log_ends = [
+            weight[:, 1 + k] - (seen - end).square() / (2 * noise.square()) for k, end in enumerate((-1.0, 1.0))
+        ]
+        posterior = torch.stack([log_gaussian, *log_ends], 1).softmax(1)
+        return (posterior[:, 0] * mean - posterior[:, 1] + posterior[:, 2]).to(x_t.dtype)
+
+    def eps(self, q: GaussianDiffusion, y: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ). Shape of ``x_t``."""
+        return X0.eps(q, self.x_0(q, y, x_t, t), x_t, t)
+
+    def error(self, q: GaussianDiffusion, y: Tensor, x_0: Tensor, eps: Tensor, x_t: Tensor, t: Time) -> Tensor:
+        """ε̂ − ε = √SNR (x_0 − x̂_0), without the cancellation of a difference of noises. Shape of ``x_0``."""
+        level = q.schedule.level(t)
+        return coefficient(level.signal / level.noise, x_0) * (x_0 - self.x_0(q, y, x_t, t))
+
+    def _on_levels(self, centre: Tensor, deviation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log Σ_g exp(−(g − centre)²/2 deviation²) and that law's mean, by sums where the noise is narrow."""
+        few = _near(centre, deviation, self.spacing, self.grey_levels)
+        all_ = _on_line(centre, deviation.clamp(min=self.spacing / 2), self.spacing)
+        narrow = noise < self.spacing  # else the deviation is at least spacing/√2, for τ is at least spacing
+        return torch.where(narrow, few[0], all_[0]), torch.where(narrow, few[1], all_[1])
+
+
+def _near(centre: Tensor, deviation: Tensor, spacing: float, grey_levels: int) -> tuple[Tensor, Tensor]:
+    """Sum over the nine levels around ``centre``: a law narrower than a spacing has no other in float32."""
+    place = (centre + 1) / spacing
+    nearest = place.detach().round().clamp(0, grey_levels - 1)
+    steps = torch.arange(-_REACH, _REACH + 1, dtype=centre.dtype, device=centre.device)
+    level = nearest[..., None] + steps
+    power = -0.5 * ((level - place[..., None]) * (spacing / deviation)[..., None]).square()
+    power = power.masked_fill((level < 0) | (level > grey_levels - 1), -math.inf)
+    log_mass = power.logsumexp(-1)
+    return log_mass, (nearest + (power - log_mass[..., None]).exp() @ steps) * spacing - 1
+
+
+def _on_line(centre: Tensor, deviation: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
+    """The same sum as an integral over all cells, [−1 − spacing/2, 1 + spacing/2], in closed form.
+
+    Euler and Maclaurin's first correction, spacing²/24 times the slopes at the two ends, counts where an end cuts the
+    law. It is held down far outside the grey scale, where the law falls too fast for it.
+    """
+    edge = 1 + spacing / 2
+    low, high = (-edge - centre) / deviation, (edge - centre) / deviation
+    flip = low + high > 0  # to the lower tail, where differences of the distribution function keep their digits
+    log_low = torch.special.log_ndtr(torch.where(flip, -high, low))
+    log_high = torch.special.log_ndtr(torch.where(flip, -low, high))
+    log_share = log_high + torch.log(-torch.expm1(log_low - log_high))
+    at_low, at_high = (torch.exp(-0.5 * z.square() - log_share) / math.sqrt(2 * math.pi) for z in (low, high))
+    cell = (spacing / deviation).square() / 24
+    more = (cell * (high * at_high - low * at_low)).clamp(-0.3, 0.3)
+    shift = at_low - at_high - cell * (at_high * (1 - high.square()) - at_low * (1 - low.square()))
+    mean = (centre + deviation * shift / (1 + more)).clamp(-1, 1)
+    return log_share + torch.log1p(more) + torch.log(deviation * (math.sqrt(2 * math.pi) / spacing)), mean
+
+
+PARAMETERIZATIONS.register("belief", Belief())

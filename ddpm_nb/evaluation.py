@@ -1,0 +1,99 @@
+"""Chapter 7. How many bits a model needs for each pixel of images that it has not seen, with two errors kept apart."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from numpy.random import SeedSequence
+from torch import Tensor
+
+from ddpm_nb.arguments import whole_number
+from ddpm_nb.bound import bits_per_dim, bound_draw, discretized_decoder
+from ddpm_nb.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ddpm_nb.denoiser import Denoiser
+from ddpm_nb.diffusion import GaussianDiffusion
+
+__all__ = ["Bits", "bits_of_images"]
+
+
+@dataclass(frozen=True, eq=False)
+class Bits:
+    """Draws of the bound in bits per dimension: ``table`` is ``(draws, images)``, float64.
+
+    Every draw has its own steps and noises for all images.
+    """
+
+    table: Tensor
+
+    @property
+    def mean(self) -> float:
+        """Mean over draws and images."""
+        return self.table.mean().item()
+
+    @property
+    def error_of_estimate(self) -> float:
+        """Standard error from the draws of t and noise, the images given: over the means of the draws."""
+        return (self.table.mean(1).std() / math.sqrt(len(self.table))).item()
+
+    @property
+    def error_over_images(self) -> float:
+        """Standard error over the images, as a sample of all images; it contains that of the estimate."""
+        return (self.table.mean(0).std() / math.sqrt(self.table.shape[1])).item()
+
+
+def bits_of_images(
+    q: GaussianDiffusion,
+    denoise: Denoiser,
+    images: Tensor,
+    levels: int,
+    draws: int,
+    path: str | os.PathLike[str],
+    about: dict[str, str],
+    seed: int = 0,
+    batch: int = 250,
+) -> Iterator[Bits | None]:
+    """Estimate the bound of every image ``draws`` times; yield None after each batch, and the result at the end.
+
+    What is done is kept in ``path``, so that a run that was stopped goes on where it was and ends with the same table.
+
+    Parameters
+    ----------
+    images : ``(n, *event)`` on ``levels`` equally spaced values in [−1, 1], where the denoiser is
+    draws : at least 2, for an error of the estimate
+    about : what the numbers are of, such as the hash of the model; a file about something else is refused
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a number is out of range.
+    CheckpointError
+        If ``path`` holds the table of another evaluation.
+    """
+    whole_number("draws", draws, least=2)
+    whole_number("batch", batch, least=2)
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} images: expected at least two, a standard error needs them")
+    about = {**about, "images": str(len(images)), "levels": str(levels), "seed": str(seed), "batch": str(batch)}
+    table = torch.full((draws, len(images)), math.nan, dtype=torch.float64)
+    if Path(path).is_file():
+        stored = load_checkpoint(path)
+        if stored.get("about") != about:
+            raise CheckpointError(f"{path}: about {stored.get('about')}, expected {about}; name another file")
+        done = stored["table"]
+        table = torch.cat([done, table[len(done) :]])  # more draws than asked for now are kept
+    decoder, starts = discretized_decoder(levels), range(0, len(images), batch)
+    for draw in range(draws):
+        for start in starts:
+            part = slice(start, min(start + batch, len(images)))
+            if bool(table[draw, part].isnan().any()):
+                generator = torch.Generator().manual_seed(int(SeedSequence([seed, draw, start]).generate_state(1)[0]))
+                terms = bound_draw(q, denoise, images[part], generator, decoder)
+                table[draw, part] = bits_per_dim(terms.total.double().cpu(), images[0].numel())
+                save_checkpoint(path, {"about": about, "table": table})
+            yield None
+    yield Bits(table[:draws])

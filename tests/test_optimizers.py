@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from ddpm_nb.nets import UNet
+from ddpm_nb.optimizers import OPTIMIZERS, Muon, muon, orthogonalized
+
+
+@pytest.mark.parametrize("shape", [(32, 90), (90, 32), (16, 16), (1, 9)])
+def test_orthogonalized_keeps_the_directions_and_levels_their_lengths(draw, shape):
+    matrix = draw(*shape, seed=1)
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    inside = u.mT @ orthogonalized(matrix) @ vh.mT
+    # 0.68 to 1.13 in exact arithmetic; the iteration is in bfloat16, which has three digits.
+    assert bool(((inside.diagonal() > 0.6) & (inside.diagonal() < 1.25)).all())
+    assert (inside - inside.diagonal().diag()).abs().max() < 0.12
+
+
+def test_what_is_no_kernel_is_updated_as_by_adamw(draw):
+    ours, theirs = (nn.Parameter(draw(7, seed=3).clone()) for _ in range(2))
+    optimizers = (
+        Muon([nn.Parameter(draw(3, 3, seed=1))], [ours], lr=0.01),
+        torch.optim.AdamW([theirs], 0.01, weight_decay=0),
+    )
+    for step in range(5):
+        for parameter, optimizer in zip((ours, theirs), optimizers):
+            parameter.grad = draw(7, seed=10 + step)
+            optimizer.step()
+        assert_close(ours.detach(), theirs.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_kernel_moves_along_all_its_directions_alike(draw):
+    kernel = nn.Parameter(torch.zeros(8, 4, 3, 3).double())
+    optimizer = Muon([kernel], [nn.Parameter(torch.zeros(1))], lr=0.1)
+    uneven = torch.linspace(0.2, 1, 8).double()[:, None] * torch.linalg.qr(draw(36, 8, seed=1)).Q.mT
+    kernel.grad = uneven.reshape(kernel.shape)
+    optimizer.step()
+    lengths = torch.linalg.svdvals(kernel.detach().reshape(8, 36)) / (0.1 * 0.3 * 6)  # √36, the longer side
+    assert bool(((lengths > 0.6) & (lengths < 1.25)).all())
+
+
+def test_every_parameter_of_a_network_is_updated_once():
+    network = UNet(8, outputs=2)
+    for make in OPTIMIZERS.values():
+        groups = [p for group in make(network).param_groups for p in group["params"]]
+        assert len(groups) == len({id(p) for p in groups}) == len(list(network.parameters()))
+    ends = {id(p) for name, p in network.named_parameters() if name.startswith(("inward", "outward"))}
+    assert not ends & {id(p) for p in muon(network).param_groups[0]["params"]}
