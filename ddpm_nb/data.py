@@ -80,7 +80,7 @@ def load_dataset(name: str, root: Root = None, split: str = "train") -> Tensor:
     name : 'digits', 'fashion_mnist', 'mnist', or an entry of your own in :data:`DATASETS`
     root : folder that holds the four IDX files, gzipped or not, used as it is; without it the environment variable
         ``DDPM_NB_DATA``; without either the files are downloaded once to the user's cache
-    split : 'train' or 'test'; for digits every fifth image is the test split
+    split : 'train' or 'test'; of the digits a fifth of each class, drawn once, is the test split
 
     Raises
     ------
@@ -110,13 +110,14 @@ def load_labels(name: str, root: Root = None, split: str = "train") -> Tensor:
 
 def _digits(split: str, root: Root) -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits  # a second to import, needed here only
+    from sklearn.model_selection import train_test_split
 
     choose("split", split, _SPLITS)
     bunch = load_digits()
-    held_out = np.arange(len(bunch.target)) % 5 == 4
-    chosen = held_out if split == "test" else ~held_out
-    images = torch.from_numpy(bunch.images[chosen].astype(np.float32))[:, None]
-    return images.div_(8.0).sub_(1.0), torch.from_numpy(bunch.target[chosen].astype(np.int64))
+    # Of each class its share, drawn at random: the set is in an order of its own, and every fifth image is another law.
+    parts = train_test_split(bunch.images, bunch.target, test_size=0.2, stratify=bunch.target, random_state=0)
+    images, labels = parts[split == "test" :: 2]
+    return torch.from_numpy(images.astype(np.float32))[:, None].div_(8.0).sub_(1.0), torch.from_numpy(labels)
 
 
 @dataclass(frozen=True)

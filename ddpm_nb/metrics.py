@@ -18,6 +18,7 @@ from ddpm_nb.precision import widened
 __all__ = [
     "Classifier",
     "Moments",
+    "density_coverage",
     "energy_distance",
     "frechet_distance",
     "nearest_neighbours",
@@ -124,14 +125,33 @@ def precision_recall(real: Tensor, drawn: Tensor, neighbours: int = 3) -> tuple[
     member (Kynkäänniemi et al. 2019). Features are ``(n, f)`` and ``(m, f)``; the radii, and so the figures, depend on
     n and m. ``ValueError`` for a set of no more than ``neighbours``. Book: [](#eq-m7-precision-recall).
     """
-    whole_number("neighbours", neighbours, least=1)
-    if min(len(real), len(drawn)) <= neighbours:
-        raise ValueError(f"{len(real)} and {len(drawn)} features: expected more than neighbours = {neighbours} of each")
-    between = torch.cdist(widened(drawn), widened(real))
-    radius = [torch.cdist(widened(x), widened(x)).kthvalue(neighbours + 1).values for x in (real, drawn)]
+    between, radius = _balls(real, drawn, neighbours)
     precision = (between <= radius[0]).any(1).float().mean()
     recall = (between <= radius[1][:, None]).any(0).float().mean()
     return precision.item(), recall.item()
+
+
+def density_coverage(real: Tensor, drawn: Tensor, neighbours: int = 5) -> tuple[float, float]:
+    """How dense ``drawn`` features lie where real ones do, and the share of real ones that are reached.
+
+    Around every real feature is a ball that reaches to its ``neighbours``-th nearest other real one. Density is the
+    number of balls that a drawn feature lies in, on average, over ``neighbours``: near 1 for the same law, and it can
+    pass 1. Coverage is the share of balls with a drawn feature inside (Naeem et al. 2020). Both use balls around real
+    features only: a wide cloud of samples cannot raise them, as it raises the recall of :func:`precision_recall`.
+    ``ValueError`` for a set of no more than ``neighbours``. Book: [](#eq-m7-density-coverage).
+    """
+    between, (radius, _) = _balls(real, drawn, neighbours)
+    inside = between <= radius
+    return inside.double().sum(1).mean().item() / neighbours, inside.any(0).double().mean().item()
+
+
+def _balls(real: Tensor, drawn: Tensor, neighbours: int) -> tuple[Tensor, list[Tensor]]:
+    """Return distances ``(drawn, real)``, and for each member of either set that to its neighbour within the set."""
+    whole_number("neighbours", neighbours, least=1)
+    if min(len(real), len(drawn)) <= neighbours:
+        raise ValueError(f"{len(real)} and {len(drawn)} features: expected more than neighbours = {neighbours} of each")
+    radius = [torch.cdist(widened(x), widened(x)).kthvalue(neighbours + 1).values for x in (real, drawn)]
+    return torch.cdist(widened(drawn), widened(real)), radius
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:

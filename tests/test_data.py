@@ -12,6 +12,7 @@ import torch
 
 from ddpm_nb import data
 from ddpm_nb.data import DATASETS, DataError, Dataset, IDXFiles, load_dataset, load_labels
+from ddpm_nb.metrics import frechet_distance
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 REAL = Path(os.environ.get("DDPM_NB_DATA") or Path(__file__).parents[2] / "shared" / "data" / "fashion-mnist")
@@ -146,17 +147,52 @@ def test_digits_are_those_of_scikit_learn_each_in_one_split():
 
     bunch = load_digits()
     train, test = load_dataset("digits"), load_dataset("digits", split="test")
-    rows = np.arange(1797) % 5 == 4
-    for images, labels, chosen in (
-        (train, load_labels("digits"), ~rows),
-        (test, load_labels("digits", None, "test"), rows),
-    ):
-        assert images.dtype == torch.float32
-        assert np.array_equal((images[:, 0].numpy() + 1) * 8, bunch.images[chosen])  # exact: multiples of 1/8
-        assert np.array_equal(labels.numpy(), bunch.target[chosen])
+    assert (len(train), len(test)) == (1437, 360)
+    labels = torch.cat([load_labels("digits"), load_labels("digits", None, "test")])
+    greys = ((torch.cat([train, test])[:, 0] + 1) * 8).flatten(1)  # exact: multiples of 1/8
+    found = sorted(zip(greys.tolist(), labels.tolist(), strict=True))
+    assert found == sorted(zip(bunch.images.reshape(1797, -1).tolist(), bunch.target.tolist(), strict=True))
+    assert train.dtype == test.dtype == torch.float32
     levels = torch.cat([train, test]).unique()
     assert len(levels) == DATASETS["digits"].levels
     assert torch.equal(levels, torch.linspace(-1, 1, 17))
+
+
+def as_far_as_resplits(train, test, labels, resplits: int) -> tuple[float, float]:
+    """How many deviations the distance of a split lies from that of random ones, and the χ² of its class counts."""
+    pixels, n = torch.cat([train, test]).flatten(1).double(), len(train)
+    pixels = (pixels - pixels.mean(0)) @ torch.linalg.svd(torch.cov(pixels.mT))[2][
+        :10
+    ].mT  # where the images differ most
+    draws = [torch.randperm(len(pixels), generator=torch.Generator().manual_seed(seed)) for seed in range(resplits)]
+    distance = torch.tensor(
+        [frechet_distance(pixels[rows[:n]], pixels[rows[n:]]) for rows in [torch.arange(len(pixels)), *draws]]
+    )
+    counts = torch.stack([labels[:n].bincount(), labels[n:].bincount()]).double()
+    expected = counts.sum(0) * counts.sum(1, keepdim=True) / counts.sum()
+    others = distance[1:].log()
+    return float((distance[0].log() - others.mean()) / others.std()), float(((counts - expected) ** 2 / expected).sum())
+
+
+def split_of(name: str, root: Path | None, part: int) -> tuple[float, float]:
+    images = [load_dataset(name, root, split)[::part] for split in ("train", "test")]
+    labels = [load_labels(name, root, split)[::part] for split in ("train", "test")]
+    return as_far_as_resplits(*images, torch.cat(labels), resplits=100)
+
+
+def test_the_digits_split_is_as_good_as_random_ones():
+    deviations, chi_square = split_of("digits", None, 1)
+    assert abs(deviations) < 3 and chi_square < 1  # drawn by class: far below the 9 of a random split
+    images, labels = (torch.cat([load("digits"), load("digits", split="test")]) for load in (load_dataset, load_labels))
+    order = torch.argsort(labels % 2, stable=True)  # the check can fail: even digits for training, odd ones to test
+    deviations, chi_square = as_far_as_resplits(images[order][:900], images[order][900:], labels[order], 30)
+    assert deviations > 10 and chi_square > 1000
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no folder with the real Fashion-MNIST files; name one by DDPM_NB_DATA")
+def test_the_fashion_mnist_split_is_as_good_as_random_ones():
+    deviations, chi_square = split_of("fashion_mnist", REAL, 6)
+    assert abs(deviations) < 3 and chi_square < 28  # 0.1 % of the χ² of nine degrees of freedom lies beyond
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no folder with the real Fashion-MNIST files; name one by DDPM_NB_DATA")

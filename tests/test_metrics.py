@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from ddpm_nb.metrics import (
     Classifier,
+    density_coverage,
     energy_distance,
     frechet_distance,
     nearest_neighbours,
@@ -54,6 +55,28 @@ def test_frechet_distance_needs_two_samples(draw):
             ValueError, match=r"features of shape .* expected \(n, features\) with at least two samples"
         ):
             frechet_distance(a, b)
+
+
+def test_density_and_coverage_by_hand():
+    real = torch.tensor([[0.0], [1.0], [2.0], [10.0]])
+    # Balls to the second nearest other: [-2, 2], [0, 2], [0, 4], [1, 19].
+    drawn = torch.tensor([[0.5], [0.6], [30.0]])
+    density, coverage = density_coverage(real, drawn, neighbours=2)
+    assert (density, coverage) == (6 / 3 / 2, 3 / 4)
+    with pytest.raises(ValueError, match="4 and 3 features: expected more than neighbours = 3 of each"):
+        density_coverage(real, drawn, neighbours=3)
+
+
+def test_density_and_coverage_of_the_same_law_and_of_decoys(draw):
+    real, same = draw(600, 4, seed=1), draw(600, 4, seed=2)
+    density, coverage = density_coverage(real, same)
+    assert density == pytest.approx(1, abs=0.1)
+    # A real point stays without one of m draws nearer than its 5th of n others: about 2^-5 for m = n.
+    assert coverage == pytest.approx(1 - 2**-5, abs=0.02)
+    centre, wide = density_coverage(real, 0.3 * same), density_coverage(real, 3 * same)
+    assert centre[0] > 0.9 and centre[1] < 0.5  # believable and not varied: only coverage sees it
+    assert wide[0] < 0.2 and wide[1] < 0.5  # and recall is blind to it
+    assert precision_recall(real, 3 * same)[1] > 0.95
 
 
 def test_precision_and_recall_by_hand():

@@ -34,6 +34,12 @@ def test_a_card_is_that_of_the_shipped_file(name):
     assert_close(recipe.q.schedule.log_alpha_bars, model.q.schedule.log_alpha_bars, rtol=1e-11, atol=0.0)
     for row in (*card["samples"].values(), card["real"]):
         assert row["frechet"]["runs"] >= 3
+    # Some of what nobody would take for real has a good recall; precision, density and coverage see all of it.
+    assert max(row["recall"]["mean"] for row in card["decoys"].values()) > 0.8 * card["real"]["recall"]["mean"]
+    for decoy in card["decoys"].values():
+        assert decoy["precision"]["mean"] < 0.8 * card["real"]["precision"]["mean"]
+        assert decoy["density"]["mean"] < 0.5 * card["real"]["density"]["mean"]
+        assert decoy["coverage"]["mean"] < 0.7 * card["real"]["coverage"]["mean"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -56,7 +62,7 @@ def test_the_stored_moments_and_accuracy_are_those_of_the_data():
     truth = load_labels("digits", split="test")
     right = space.classifier(images).argmax(1).eq(truth).double().mean().item()
     assert right == pytest.approx(space.accuracy, abs=1e-9)
-    assert right > 0.98
+    assert right > 0.97
 
 
 def test_export_keeps_the_averaged_weights_to_half_precision(tmp_path):

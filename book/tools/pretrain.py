@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from ddpm_nb.bound import bits_per_dim, bound_terms, discretized_decoder, ledger
 from ddpm_nb.checkpoint import load_checkpoint
 from ddpm_nb.data import DATASETS, load_dataset, load_labels
 from ddpm_nb.denoiser import clipped
-from ddpm_nb.metrics import Moments, nearest_neighbours, precision_recall, train_classifier
+from ddpm_nb.exact import CorrelatedGaussian
+from ddpm_nb.metrics import Moments, density_coverage, nearest_neighbours, precision_recall, train_classifier
 from ddpm_nb.nets import flops_per_image
 from ddpm_nb.pretrained import FeatureSpace, Model, export_features, export_model, load_features, load_model
 from ddpm_nb.recipe import Recipe
@@ -82,21 +83,52 @@ def judged(space: FeatureSpace, sets: Iterator[Tensor], test: Tensor, train: Ten
     ``near`` is the distance to the nearest training image that 1 % of the test images stay below.
     """
     real = space(test)
-    rows: dict[str, list[float]] = {"frechet": [], "precision": [], "recall": [], "copies": []}
+    names = ("frechet", "precision", "recall", "density", "coverage", "copies")
+    rows: dict[str, list[float]] = {name: [] for name in names}
     for images in sets:
         found = space(images)
-        precision, recall = precision_recall(real[: len(found)], found)
+        others = real[: len(found)]
         distance = nearest_neighbours(images, train)[0]
         copies = (distance < near).double().mean().item()
-        values = (Moments.of(found).frechet_distance(space.test), precision, recall, copies)
+        frechet = Moments.of(found).frechet_distance(space.test)
+        values = (frechet, *precision_recall(others, found), *density_coverage(others, found), copies)
         for name, value in zip(rows, values, strict=True):
             rows[name].append(value)
     return {name: summary(values) for name, values in rows.items()}
 
 
-def make_card(checkpoint: Path, root: str | None, minutes: float, count: int, seeds: int, images: int) -> None:
-    """Measure the shipped model of the checkpoint's data set, and store the card and the sheet of samples."""
-    recipe = load_checkpoint(checkpoint)["recipe"]
+def decoys(train: Tensor, count: int, seeds: int) -> dict[str, Iterator[Tensor]]:
+    """Return sets of images that no model drew and nobody would take for real, to be judged like samples."""
+    flat = train.flatten(1).double()
+    law = CorrelatedGaussian.of(flat.mean(0), torch.cov(flat.mT) + 1e-6 * torch.eye(flat.shape[1]))
+
+    def blends(seed: int) -> Tensor:
+        rows = torch.randint(len(train), (2, count), generator=torch.Generator().manual_seed(seed))
+        return (train[rows[0]] + train[rows[1]]) / 2
+
+    def cloud(width: float, seed: int) -> Tensor:
+        drawn = law.sample(count, torch.Generator().manual_seed(seed))
+        return (law.mean + width * (drawn - law.mean)).float().reshape(count, *train.shape[1:])
+
+    return {
+        "blends of two training images": (blends(seed) for seed in range(seeds)),
+        "a Gaussian with the images' mean and covariance": (cloud(1.0, seed) for seed in range(seeds)),
+        "the same, twice as wide": (cloud(2.0, seed) for seed in range(seeds)),
+    }
+
+
+def make_card(source: str, root: str | None, minutes: float | None, count: int, seeds: int, images: int) -> None:
+    """Measure the shipped model of a data set, and store the card and the sheet of samples.
+
+    ``source`` is the run's checkpoint, or the data set's name: then the recipe and the minutes are the card's own.
+    """
+    if source in DATASETS:
+        before = json.loads((WEIGHTS / f"{source}.json").read_text())
+        recipe, minutes = {**asdict(Recipe()), **before["recipe"]}, minutes or before["minutes"]
+    else:
+        recipe = load_checkpoint(source)["recipe"]
+    if minutes is None:
+        raise SystemExit("--minutes: expected the wall time of the training run, from its last line")
     name, data = recipe["dataset"], DATASETS[recipe["dataset"]]
     model, space, path = load_model(name), load_features(name), WEIGHTS / f"{name}.safetensors"
     train, test = load_dataset(name, root), load_dataset(name, root, split="test")
@@ -133,6 +165,7 @@ def make_card(checkpoint: Path, root: str | None, minutes: float, count: int, se
             str(steps): judged(space, (draw(model, count, steps, s) for s in range(seeds)), test, train, near)
             for steps in (20, 50)
         },
+        "decoys": {what: judged(space, sets, test, train, near) for what, sets in decoys(train, count, seeds).items()},
         "real": judged(space, iter(shuffled.split(count)[:seeds]), test, shuffled[seeds * count :], near),
     }
     (WEIGHTS / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -154,9 +187,9 @@ def main() -> None:
     export = steps.add_parser("export")
     export.add_argument("checkpoint", type=Path)
     card = steps.add_parser("card")
-    card.add_argument("checkpoint", type=Path)
+    card.add_argument("source", help="the checkpoint, or the data set to measure its shipped model again")
     card.add_argument("--root")
-    card.add_argument("--minutes", type=float, required=True, help="wall time of the training run, from its last line")
+    card.add_argument("--minutes", type=float, help="wall time of the training run, from its last line")
     card.add_argument("--count", type=int, default=2000, help="samples of each seed")
     card.add_argument("--seeds", type=int, default=3)
     card.add_argument("--images", type=int, default=200, help="test images for the bound")
@@ -164,7 +197,7 @@ def main() -> None:
     if given.step == "features":
         make_features(given.dataset, given.root, given.epochs, given.seed)
     elif given.step == "card":
-        make_card(given.checkpoint, given.root, given.minutes, given.count, given.seeds, given.images)
+        make_card(given.source, given.root, given.minutes, given.count, given.seeds, given.images)
     else:
         name = load_checkpoint(given.checkpoint)["model"]["dataset"]
         print(export_model(given.checkpoint, WEIGHTS / f"{name}.safetensors"))

@@ -99,11 +99,11 @@ def models() -> str:
         ]
         rows += [
             "",
-            "| images | Fréchet distance | precision | recall | nearer to a training image |",
-            "|---|--:|--:|--:|--:|",
+            "| images | Fréchet distance | precision | recall | density | coverage | nearer to a training image |",
+            "|---|--:|--:|--:|--:|--:|--:|",
         ]
         sets = {f"model, DDIM in {steps} steps": row for steps, row in card["samples"].items()}
-        for name, row in {**sets, "real training images": card["real"]}.items():
+        for name, row in {**sets, "real training images": card["real"], **card["decoys"]}.items():
             rows.append(f"| {name} | " + " | ".join(_with_error(row[key], 3) for key in row) + " |")
         rows += [
             "",
