@@ -1,8 +1,9 @@
-"""Train a network on images from the command line, on one device or, by accelerate, on several; draw samples from it.
+"""Train a network on images from the command line, on one device or, by accelerate, on several; draw and judge.
 
     python -m ddpm_nb train --dataset fashion_mnist --steps 20000 --checkpoint fashion.safetensors
     accelerate launch --num_processes 4 -m ddpm_nb train --dataset fashion_mnist --mixed-precision bf16
     python -m ddpm_nb sample fashion.safetensors --sampler ddim --steps 50 --out samples.png
+    python -m ddpm_nb bits fashion.safetensors --draws 8
 
 Killed and started again with the same words, a run goes on from its checkpoint. With --extension FILE.py your own
 schedules, data sets, networks and samplers are known by their names; see ddpm_nb.registry. Options without a command
@@ -12,6 +13,7 @@ are those of train.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -21,9 +23,10 @@ import torch
 from tqdm import tqdm
 
 from ddpm_nb.arguments import whole_number
-from ddpm_nb.data import load_dataset
+from ddpm_nb.data import DATASETS, load_dataset
 from ddpm_nb.denoiser import clipped
-from ddpm_nb.kernels import grid, last, walk
+from ddpm_nb.evaluation import bits_of_images
+from ddpm_nb.kernels import GRIDS, last, walk
 from ddpm_nb.pictures import picture
 from ddpm_nb.precision import default_device
 from ddpm_nb.pretrained import load_model
@@ -59,9 +62,18 @@ def options() -> argparse.ArgumentParser:
     sampling.add_argument("model", help="a shipped model's name, such as digits, or a checkpoint")
     sampling.add_argument("--sampler", default="ddim", help="(ddim)")
     sampling.add_argument("--steps", type=int, default=50, help="(50)")
+    sampling.add_argument("--grid", default="t", help="what the steps are even in: t, log_snr or sigma (t)")
     sampling.add_argument("--images", type=int, default=64, help="(64)")
     sampling.add_argument("--seed", type=int, default=0, help="(0)")
     sampling.add_argument("--out", type=Path, default=Path("samples.png"), help="(samples.png)")
+
+    bits = commands.add_parser("bits", parents=[own], help="bits per dimension of the test images under a model")
+    bits.add_argument("model", help="a shipped model's name, such as digits, or a checkpoint")
+    bits.add_argument("--root", help="folder with the data files (DDPM_NB_DATA, or a download)")
+    bits.add_argument("--images", type=int, help="the first so many test images (all)")
+    bits.add_argument("--draws", type=int, default=8, help="draws of step and noise for each image (8)")
+    bits.add_argument("--seed", type=int, default=0, help="(0)")
+    bits.add_argument("--out", type=Path, help="where to keep what is done (bits/MODEL.safetensors)")
     return parser
 
 
@@ -101,7 +113,7 @@ def sample(given: argparse.Namespace) -> None:
     if model.event[0] not in (1, 3):
         raise ValueError(f"model = {given.model!r}: images of {model.event[0]} channels; a PNG has 1 or 3")
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    device, times = default_device(), grid(model.q.schedule.T, given.steps)
+    device, times = default_device(), GRIDS[given.grid](model.q.schedule, given.steps)
     model.network.to(device)
     generator = torch.Generator().manual_seed(given.seed)
     x_T = torch.randn(given.images, *model.event, generator=generator).to(device)
@@ -113,6 +125,28 @@ def sample(given: argparse.Namespace) -> None:
     print(f"{given.images} samples of {given.model} by {given.sampler} in {given.steps} steps: {given.out}")
 
 
+def bits(given: argparse.Namespace) -> None:
+    """Estimate the bound of test images by the words of a command line, or go on where it was stopped."""
+    model, device = load_model(given.model), default_device()
+    card = DATASETS[model.dataset]
+    images = load_dataset(model.dataset, given.root, split="test")[: given.images]
+    model.network.to(device)
+    path = given.out or Path("bits") / f"{Path(given.model).stem}.safetensors"
+    state = model.network.state_dict().values()
+    tensors = [value.cpu().contiguous().view(torch.uint8).numpy().tobytes() for value in state]
+    weights = b"".join(tensors)
+    about = {"dataset": model.dataset, "split": "test", "weights": hashlib.sha256(weights).hexdigest()}
+    clip = clipped(model.denoiser)
+    run = bits_of_images(model.q, clip, images.to(device), card.levels, given.draws, path, about, given.seed)
+    total = given.draws * -(-len(images) // 250) + 1
+    *_, found = tqdm(run, total=total, unit="batch")
+    print(
+        f"{given.model}: {found.mean:.4f} bits/dim on {len(images)} test images of {model.dataset}, "
+        f"bound of {model.q.schedule.T} steps; standard error {found.error_of_estimate:.4f} of the estimate "
+        f"({given.draws} draws), {found.error_over_images:.4f} over images"
+    )
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Do what the words of a command line say, those of this process if none are given."""
     words = list(sys.argv[1:] if words is None else words)
@@ -120,7 +154,7 @@ def main(words: Sequence[str] | None = None) -> None:
         words = ["train", *words]  # options alone are those of train
     given = options().parse_args(words)
     load_extension(given.extension)
-    {"train": train, "sample": sample}[given.command](given)
+    {"train": train, "sample": sample, "bits": bits}[given.command](given)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Times are the steps of a chain or the times of an equation: a walk hands them on
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -15,8 +16,11 @@ from torch import Tensor
 
 from ddpm_nb.arguments import whole_number
 from ddpm_nb.gaussian import Gaussian
+from ddpm_nb.registry import Registry
+from ddpm_nb.schedule import Level, NoiseSchedule
 
 __all__ = [
+    "GRIDS",
     "GaussianKernel",
     "Kernel",
     "Law",
@@ -26,6 +30,7 @@ __all__ = [
     "follow",
     "grid",
     "last",
+    "spaced",
     "walk",
 ]
 
@@ -69,6 +74,37 @@ def grid(T: int, steps: int) -> list[int]:
     if steps > whole_number("T", T, least=1):
         raise ValueError(f"steps = {steps}: expected at most T = {T}")
     return [(T * (steps - i) + steps // 2) // steps for i in range(steps + 1)]
+
+
+def spaced(schedule: NoiseSchedule, steps: int, measure: Callable[[Level], float]) -> list[int]:
+    """Return ``steps + 1`` decreasing times T, .., t ≥ 1, 0 whose levels from T to 1 are even in ``measure``.
+
+    As even as whole steps allow. ``measure`` is monotone in t, and finite for t ≥ 1: the last step, to the clean data,
+    has no size in it. ``ValueError`` for more steps than the schedule has. Book: [](#eq-m7-grid).
+    """
+    T = schedule.T
+    grid(T, steps)  # checks the number
+    values = [measure(schedule.level(t)) for t in range(1, T + 1)]
+    if values[0] > values[-1]:
+        values = [-value for value in values]
+    times = [T]
+    for i in range(1, steps):
+        wanted = values[-1] + (values[0] - values[-1]) * i / (steps - 1)
+        right = min(max(bisect.bisect_left(values, wanted), 1), T - 1)
+        nearest = right + 1 if values[right] - wanted < wanted - values[right - 1] else right
+        times.append(max(min(nearest, times[-1] - 1), steps - i))  # each lower than the last, with room for the rest
+    return [*times, 0]
+
+
+GRIDS: Registry[Callable[[NoiseSchedule, int], list[int]]] = Registry(
+    "grid",
+    {
+        "t": lambda schedule, steps: grid(schedule.T, steps),
+        "log_snr": lambda schedule, steps: spaced(schedule, steps, lambda level: level.log_snr),
+        "sigma": lambda schedule, steps: spaced(schedule, steps, lambda level: level.sigma ** (1 / 7)),
+    },
+)
+"""(schedule, steps) ↦ times of a walk, even in t, in log SNR (Lu et al. 2022) or in σ̃^(1/7) (Karras et al. 2022)."""
 
 
 def walk(

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from ddpm_nb.__main__ import main
 from ddpm_nb.bound import bound_draw, bound_terms, density_decoder
 from ddpm_nb.checkpoint import CheckpointError
 from ddpm_nb.diffusion import GaussianDiffusion
@@ -90,3 +91,14 @@ def test_a_number_out_of_range_is_refused(tmp_path):
         evaluate(tmp_path / "a", draws=1)
     with pytest.raises(ValueError, match="1 images: expected at least two"):
         next(bits_of_images(Q, lambda x, t: x, images()[:1], 17, 2, tmp_path / "a", {}))
+
+
+def test_the_command_says_both_errors_and_goes_on(tmp_path, capsys):
+    words = ["bits", "digits", "--images", "40", "--draws", "2", "--out", str(tmp_path / "bits.safetensors")]
+    main(words)
+    first = capsys.readouterr().out
+    assert "bits/dim on 40 test images of digits" in first and "of the estimate (2 draws)" in first
+    main(words)
+    assert capsys.readouterr().out == first
+    with pytest.raises(CheckpointError, match="name another file"):
+        main([*words, "--seed", "1"])

@@ -9,12 +9,16 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from ddpm_nb.bound import eps_weight, reverse_step, step_term
+from ddpm_nb.convergence import flow_map
 from ddpm_nb.denoiser import EPS, SCORE, X0, NetworkDenoiser, V, clipped
 from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian
+from ddpm_nb.kernels import GRIDS
 from ddpm_nb.sampling import DDIM, Ancestral, State, grid, last, variance_between, walk
-from ddpm_nb.schedule import NoiseSchedule, added_var, cosine_schedule, linear_schedule
+from ddpm_nb.schedule import NoiseSchedule, added_var, cosine_schedule, linear_schedule, log_snr_schedule
+from ddpm_nb.sde import chain_sde
+from ddpm_nb.solvers import Heun
 
 BETA = added_var
 KERNELS = {
@@ -509,3 +513,38 @@ def test_one_choice_of_the_variance_serves_samplers_and_bound(draw):
     )
     each = torch.stack([eps_weight(q.schedule, t, choice) for t in (2, 7, 20)])
     assert_close(eps_weight(q.schedule, torch.tensor([2, 7, 20]), choice), each, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("make", [linear_schedule, cosine_schedule, log_snr_schedule])
+def test_a_grid_falls_from_the_last_step_to_the_data_as_evenly_as_its_name_says(name, make):
+    measures = {"t": None, "log_snr": lambda level: level.log_snr, "sigma": lambda level: level.sigma ** (1 / 7)}
+    schedule = make(1000)
+    for steps in (1, 2, 7, 20, 999, 1000):
+        times = GRIDS[name](schedule, steps)
+        assert len(times) == steps + 1 and times[0] == 1000 and times[-1] == 0
+        assert all(a > b for a, b in pairwise(times))
+    if measures[name] is not None and (name, make) != ("sigma", cosine_schedule):  # its last steps are larger than even
+        times = GRIDS[name](schedule, 20)[:-1]
+        assert times[-1] == 1
+        values = torch.tensor([measures[name](schedule.level(t)) for t in times], dtype=torch.float64)
+        even = torch.linspace(values[0], values[-1], 20, dtype=torch.float64)
+        around = [[measures[name](schedule.level(min(max(t + by, 1), 1000))) for by in (-1, 1)] for t in times]
+        beside = torch.tensor(around, dtype=torch.float64).diff(dim=1)[:, 0].abs()
+        # A time is the nearest whole one, unless its neighbours took that.
+        assert bool(((values - even).abs() <= beside).float().mean() > 0.7)
+    with pytest.raises(ValueError, match="steps = 1001: expected at most T = 1000"):
+        GRIDS[name](schedule, 1001)
+
+
+def test_grids_change_what_a_solver_delivers():
+    q, law = GaussianDiffusion(linear_schedule()), GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.05, 0.05])
+    starts = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None]
+    goal = flow_map(chain_sde(q.schedule), law, starts, 1.0, 0.0)
+    error = {
+        (name, steps): (last(walk(Heun(q, law.denoiser(q)), starts, make(q.schedule, steps))).x - goal).abs().mean()
+        for name, make in GRIDS.items()
+        for steps in (5, 80)
+    }
+    assert error["sigma", 80] < 0.5 * error["t", 80]
+    assert error["sigma", 5] > 5 * error["t", 5]
