@@ -4,6 +4,7 @@
     accelerate launch --num_processes 4 -m ddpm_nb train --dataset fashion_mnist --mixed-precision bf16
     python -m ddpm_nb sample fashion.safetensors --sampler ddim --steps 50 --out samples.png
     python -m ddpm_nb bits fashion.safetensors --draws 8
+    python -m ddpm_nb judge FOLDER --dataset fashion_mnist
 
 Killed and started again with the same words, a run goes on from its checkpoint. With --extension FILE.py your own
 schedules, data sets, networks and samplers are known by their names; see ddpm_nb.registry. Options without a command
@@ -13,7 +14,6 @@ are those of train.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -23,13 +23,15 @@ import torch
 from tqdm import tqdm
 
 from ddpm_nb.arguments import whole_number
+from ddpm_nb.bound import fixed_variance
 from ddpm_nb.data import DATASETS, load_dataset
-from ddpm_nb.denoiser import clipped
-from ddpm_nb.evaluation import bits_of_images
+from ddpm_nb.denoiser import between_steps, clipped
+from ddpm_nb.evaluation import bits_of_images, weights_digest
 from ddpm_nb.kernels import GRIDS, last, walk
 from ddpm_nb.pictures import picture
 from ddpm_nb.precision import default_device
-from ddpm_nb.pretrained import load_model
+from ddpm_nb.pretrained import load_features, load_model
+from ddpm_nb.quality import images_from, judged, report
 from ddpm_nb.recipe import Recipe
 from ddpm_nb.registry import load_extension
 from ddpm_nb.solvers import SAMPLERS
@@ -37,7 +39,7 @@ from ddpm_nb.training import checkpointed
 
 
 def options() -> argparse.ArgumentParser:
-    """Return a parser of both commands: of ``train`` with one option for each field of the recipe."""
+    """Return a parser of all commands: of ``train`` with one option for each field of the recipe."""
     parser = argparse.ArgumentParser(
         prog="python -m ddpm_nb", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -72,8 +74,16 @@ def options() -> argparse.ArgumentParser:
     bits.add_argument("--root", help="folder with the data files (DDPM_NB_DATA, or a download)")
     bits.add_argument("--images", type=int, help="the first so many test images (all)")
     bits.add_argument("--draws", type=int, default=8, help="draws of step and noise for each image (8)")
+    bits.add_argument("--finer", type=int, default=1, help="steps in the place of each: 100 is the limit of many (1)")
     bits.add_argument("--seed", type=int, default=0, help="(0)")
     bits.add_argument("--out", type=Path, help="where to keep what is done (bits/MODEL.safetensors)")
+
+    judging = commands.add_parser("judge", parents=[own], help="judge images, from wherever they are, as samples")
+    judging.add_argument("images", type=Path, help="a folder of PNG files, or a .npy or .npz file of uint8 images")
+    judging.add_argument("--dataset", default="fashion_mnist", help="the data they should look like (fashion_mnist)")
+    judging.add_argument("--root", help="folder with the data files (DDPM_NB_DATA, or a download)")
+    judging.add_argument("--parts", type=int, default=4, help="equal parts of the images, for the errors (4)")
+    judging.add_argument("--seed", type=int, default=0, help="(0)")
     return parser
 
 
@@ -131,20 +141,29 @@ def bits(given: argparse.Namespace) -> None:
     card = DATASETS[model.dataset]
     images = load_dataset(model.dataset, given.root, split="test")[: given.images]
     model.network.to(device)
-    path = given.out or Path("bits") / f"{Path(given.model).stem}.safetensors"
-    state = model.network.state_dict().values()
-    tensors = [value.cpu().contiguous().view(torch.uint8).numpy().tobytes() for value in state]
-    weights = b"".join(tensors)
-    about = {"dataset": model.dataset, "split": "test", "weights": hashlib.sha256(weights).hexdigest()}
-    clip = clipped(model.denoiser)
-    run = bits_of_images(model.q, clip, images.to(device), card.levels, given.draws, path, about, given.seed)
+    name = Path(given.model).stem + (f"-{given.finer}" if given.finer > 1 else "")
+    path = given.out or Path("bits") / f"{name}.safetensors"
+    about = {"dataset": model.dataset, "split": "test", "weights": weights_digest(model.network)}
+    about |= {"finer": str(given.finer)} if given.finer > 1 else {}
+    denoise = between_steps(model.denoiser, given.finer)
+    reverse = fixed_variance(denoise.q, clipped(denoise))
+    run = bits_of_images(denoise.q, reverse, images.to(device), card.levels, given.draws, path, about, given.seed)
     total = given.draws * -(-len(images) // 250) + 1
     *_, found = tqdm(run, total=total, unit="batch")
     print(
         f"{given.model}: {found.mean:.4f} bits/dim on {len(images)} test images of {model.dataset}, "
-        f"bound of {model.q.schedule.T} steps; standard error {found.error_of_estimate:.4f} of the estimate "
+        f"bound of {denoise.q.schedule.T} steps; standard error {found.error_of_estimate:.4f} of the estimate "
         f"({given.draws} draws), {found.error_over_images:.4f} over images"
     )
+
+
+def judge(given: argparse.Namespace) -> None:
+    """Compare somebody's images with a data set by the words of a command line."""
+    card = DATASETS[given.dataset]
+    images = images_from(given.images, (card.channels, card.side, card.side))
+    space = load_features(given.dataset)
+    train, test = (load_dataset(given.dataset, given.root, split=split) for split in ("train", "test"))
+    print(report(judged(images, space, train, test, given.parts, given.seed), given.parts))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -154,7 +173,7 @@ def main(words: Sequence[str] | None = None) -> None:
         words = ["train", *words]  # options alone are those of train
     given = options().parse_args(words)
     load_extension(given.extension)
-    {"train": train, "sample": sample, "bits": bits}[given.command](given)
+    {"train": train, "sample": sample, "bits": bits, "judge": judge}[given.command](given)
 
 
 if __name__ == "__main__":

@@ -28,28 +28,31 @@ _REACH = 4  # levels on each side of the nearest one: more than four deviations 
 
 @dataclass(frozen=True, repr=False)
 class Belief(Parameterization):
-    """π(g) of each pixel: a Gaussian N(μ, τ²) restricted to the grey levels, and extra weights for the two ends.
+    """π(g) of each pixel: Gaussians N(μ_k, τ_k²) restricted to the grey levels, and extra weights for the two ends.
 
     Its training error is that of the noise, ε̂ − ε = √SNR (x_0 − x̂_0), so that it has the weights of ``EPS``. Bayes'
-    rule for the Gaussian is the product of two Gaussians, as in chapter 1. Source: Kingma et al. (2021) for the bound,
-    Graves et al. (2023) for a belief that is a law on grey levels.
+    rule for a Gaussian is the product of two Gaussians, as in chapter 1; then it weighs the parts. Source: Kingma et
+    al. (2021) for the bound, Graves et al. (2023) for a belief that is a law on grey levels.
 
     Parameters
     ----------
     grey_levels : number of equally spaced values of a pixel in [−1, 1], both ends included
+    parts : number of Gaussians
     """
 
     name: str = "belief"
     weights: Callable[[Level], tuple[Any, Any]] = EPS.weights
     grey_levels: int = 256
+    parts: int = 1
 
     def __post_init__(self) -> None:
         whole_number("grey_levels", self.grey_levels, least=2)
+        whole_number("parts", self.parts, least=1)
 
     @property
     def outputs(self) -> int:
-        """Numbers that the network answers for each pixel: of μ, of τ, and three log weights."""
-        return 5
+        """Numbers that the network answers for each pixel: μ_k and τ_k of each part, and the log weights of all."""
+        return 3 * self.parts + 2
 
     @property
     def spacing(self) -> float:
@@ -57,33 +60,38 @@ class Belief(Parameterization):
         return 2.0 / (self.grey_levels - 1)
 
     def stated(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return μ, τ and the log weights of (the Gaussian, −1, 1) from an answer ``(batch, 5 channels, *side)``.
+        """Return μ_k, τ_k and the log weights of (the Gaussians, −1, 1) from an answer of a network.
 
-        τ is at least one spacing: a belief that is surer than that says so by an end's weight or not at all. Shapes
-        ``(batch, channels, *side)`` twice and ``(batch, 3, channels, *side)``, in float32 or wider.
+        τ_k is at least one spacing: a belief that is surer than that says so by an end's weight or not at all. An
+        answer of zeros has its Gaussians evenly between −½ and ½, or its only one at 0. ``y`` has shape ``(batch,
+        outputs · channels, *side)``, the result ``(batch, parts, channels, *side)`` twice and ``(batch, parts + 2,
+        channels, *side)``, in float32 or wider.
         """
         if y.shape[1] % self.outputs:
             raise ValueError(f"y of shape {tuple(y.shape)}: expected (batch, {self.outputs} · channels, ...)")
         y = y.to(torch.promote_types(y.dtype, torch.float32))
         y = y.reshape(y.shape[0], self.outputs, y.shape[1] // self.outputs, *y.shape[2:])
-        return y[:, 0], self.spacing + F.softplus(y[:, 1] - 1.0), y[:, 2:].log_softmax(1)
+        mu, tau, weight = y.tensor_split([self.parts, 2 * self.parts], dim=1)
+        apart = (torch.arange(self.parts, device=y.device, dtype=y.dtype) + 0.5) / self.parts - 0.5
+        mu = mu + apart.reshape(-1, *[1] * (y.ndim - 2))
+        return mu, self.spacing + F.softplus(tau - 1.0), weight.log_softmax(1)
 
     def x_0(self, q: GaussianDiffusion, y: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """x̂_0 = Σ_g g p(g | x_t), t ≥ 1. Shape and dtype of ``x_t``. Book: [the belief](#eq-b4-belief)."""
         level = q.schedule.level(t)
         mu, tau, weight = self.stated(y)
-        seen = x_t.to(mu) * coefficient(1 / level.signal, mu)  # x_t/√ᾱ = x_0 + σ̃ ε
-        noise = torch.zeros_like(mu) + coefficient(level.sigma, mu)
+        seen = x_t.to(mu) * coefficient(1 / level.signal, x_t.to(mu))  # x_t/√ᾱ = x_0 + σ̃ ε
+        sigma = coefficient(level.sigma, seen)
+        seen, sigma = seen[:, None], (torch.zeros_like(seen) + sigma)[:, None]
         # The product of N(g; μ, τ²) and N(seen; g, σ̃²) is N(seen; μ, τ² + σ̃²) N(g; mean, deviation²).
-        var = tau.square() + noise.square()
-        log_mass, mean = self._on_levels(torch.lerp(mu, seen, tau.square() / var), tau * noise * var.rsqrt(), noise)
+        var = tau.square() + sigma.square()
+        log_mass, mean = self._on_levels(torch.lerp(mu, seen, tau.square() / var), tau * sigma * var.rsqrt(), sigma)
         log_prior_mass = _on_line(mu, tau, self.spacing)[0]
-        log_gaussian = weight[:, 0] + log_mass - log_prior_mass - (seen - mu).square() / (2 * var)
-        log_ends = [
-            weight[:, 1 + k] - (seen - end).square() / (2 * noise.square()) for k, end in enumerate((-1.0, 1.0))
-        ]
-        posterior = torch.stack([log_gaussian, *log_ends], 1).softmax(1)
-        return (posterior[:, 0] * mean - posterior[:, 1] + posterior[:, 2]).to(x_t.dtype)
+        log_gaussians = log_mass - log_prior_mass - (seen - mu).square() / (2 * var)
+        log_ends = [-(seen - end).square() / (2 * sigma.square()) for end in (-1.0, 1.0)]
+        posterior = (weight + torch.cat([log_gaussians, *log_ends], 1)).softmax(1)
+        means, low, high = posterior.tensor_split([self.parts, self.parts + 1], dim=1)
+        return ((means * mean).sum(1) - low[:, 0] + high[:, 0]).to(x_t.dtype)
 
     def eps(self, q: GaussianDiffusion, y: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ). Shape of ``x_t``."""
@@ -135,3 +143,4 @@ def _on_line(centre: Tensor, deviation: Tensor, spacing: float) -> tuple[Tensor,
 
 
 PARAMETERIZATIONS.register("belief", Belief())
+PARAMETERIZATIONS.register("belief_3", Belief("belief_3", parts=3))

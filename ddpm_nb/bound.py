@@ -18,6 +18,7 @@ from ddpm_nb.schedule import NoiseSchedule, Time, Variance, added_var, coefficie
 __all__ = [
     "BoundTerms",
     "Ledger",
+    "Reverse",
     "bits_per_dim",
     "bound_draw",
     "bound_terms",
@@ -25,6 +26,7 @@ __all__ = [
     "discretized_decoder",
     "eps_weight",
     "exact_gaps",
+    "fixed_variance",
     "gap_terms",
     "ledger",
     "prior_term",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 Decoder = Callable[[Tensor, Gaussian], Tensor]  # (x_0, p(x_0 | x_1)) -> log probability in nats, (batch,)
+Reverse = Callable[[Tensor, Time], Gaussian]  # (x_t, t) -> p(x_{t−1} | x_t); t is 1, or a tensor of steps from 2 on
 
 
 def simple_loss(
@@ -127,31 +130,28 @@ def bound_terms(
         return BoundTerms(prior_term(q, x_0), torch.cat(steps), reconstruction_term(q, denoise, x_0, x_1, decoder))
 
 
+def fixed_variance(q: GaussianDiffusion, denoise: Denoiser, variance: Variance = posterior_var) -> Reverse:
+    """Return (x_t, t) ↦ p(x_{t−1} | x_t), :func:`reverse_step`: its variance is that of the two levels alone."""
+    check_process(q, denoise)
+    return lambda x_t, t: reverse_step(q, denoise, x_t, t, variance)
+
+
 def bound_draw(
-    q: GaussianDiffusion,
-    denoise: Denoiser,
-    x_0: Tensor,
-    generator: torch.Generator,
-    decoder: Decoder,
-    variance: Variance = posterior_var,
+    q: GaussianDiffusion, reverse: Reverse, x_0: Tensor, generator: torch.Generator, decoder: Decoder
 ) -> BoundTerms:
     """L_T, L_0, and *one* step term of each sample, times T − 1: on average :attr:`BoundTerms.total` is the bound.
 
     Two calls of the denoiser instead of T. The steps t = 2..T of the batch are spread evenly and dealt out at random.
     ``steps`` has one row. Book: [even steps](#eq-t6-stratified).
     """
-    check_process(q, denoise)
     n, T = len(x_0), q.schedule.T
     place = (torch.arange(n) + torch.rand((), generator=generator)) / n
     t = 2 + ((T - 1) * place[torch.randperm(n, generator=generator)]).long().clamp(max=T - 2).to(x_0.device)
     with torch.no_grad():
         x_t = q.marginal(x_0, t).sample(generator)
-        ours = Gaussian(
-            q.posterior(denoise(x_t, t), x_t, t - 1, t).mean, coefficient(variance(*q.schedule.levels(t - 1, t)), x_t)
-        )
-        step = q.posterior(x_0, x_t, t - 1, t).kl(ours)
+        step = q.posterior(x_0, x_t, t - 1, t).kl(reverse(x_t, t))
         x_1 = q.marginal(x_0, 1).sample(generator)
-        return BoundTerms(prior_term(q, x_0), (T - 1) * step[None], reconstruction_term(q, denoise, x_0, x_1, decoder))
+        return BoundTerms(prior_term(q, x_0), (T - 1) * step[None], -decoder(x_0, reverse(x_1, 1)))
 
 
 def x_0_weight(schedule: NoiseSchedule, t: Time) -> Tensor:
@@ -233,12 +233,16 @@ def ledger(terms: BoundTerms) -> Ledger:
 
 
 def reverse_step(
-    q: GaussianDiffusion, denoise: Denoiser, x_t: Tensor, t: int, variance: Variance = posterior_var
+    q: GaussianDiffusion, denoise: Denoiser, x_t: Tensor, t: Time, variance: Variance = posterior_var
 ) -> Gaussian:
-    """p(x_{t−1} | x_t), the model's step as the bound scores it: at t = 1, where β̃_1 = 0, its variance is β_1."""
+    """p(x_{t−1} | x_t), the model's step as the bound scores it: at t = 1, where β̃_1 = 0, its variance is β_1.
+
+    A tensor of steps holds none of them 1.
+    """
     before, here = q.schedule.levels(t - 1, t)
     mean = q.posterior(denoise(x_t, t), x_t, t - 1, t).mean
-    return Gaussian(mean, added_var(before, here) if t == 1 else variance(before, here))
+    first = not isinstance(t, Tensor) and t == 1
+    return Gaussian(mean, coefficient(added_var(before, here) if first else variance(before, here), x_t))
 
 
 def step_gap(

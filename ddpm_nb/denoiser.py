@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddpm_nb.diffusion import GaussianDiffusion, weighted_sum
 from ddpm_nb.registry import Registry
-from ddpm_nb.schedule import Level, Time
+from ddpm_nb.schedule import Level, Time, refined
 
 __all__ = [
     "EPS",
@@ -28,6 +28,7 @@ __all__ = [
     "Parameterization",
     "Thresholded",
     "V",
+    "between_steps",
     "check_process",
     "clipped",
     "predicted_noise",
@@ -123,6 +124,21 @@ class NetworkDenoiser:
         """Return x̂_0, of the shape of ``x_t``."""
         steps = t if isinstance(t, Tensor) else x_t.new_full(x_t.shape[:1], t, dtype=torch.long)
         return self.parameterization.x_0(self.q, self.network(x_t, steps), x_t, t)
+
+
+def between_steps(denoise: NetworkDenoiser, finer: int) -> NetworkDenoiser:
+    """Return the denoiser of the chain with every step cut into ``finer``, see :func:`~ddpm_nb.schedule.refined`.
+
+    The network is asked at fractions of the steps that it was trained on: its embedding of time is smooth. The law it
+    stands for is another one, of more steps, and its bound is as valid.
+    """
+    q = GaussianDiffusion(refined(denoise.q.schedule, finer))
+    network = denoise.network
+
+    def asked(x_t: Tensor, steps: Tensor) -> Tensor:
+        return network(x_t, 1 + (steps.to(x_t.dtype) - 1) / finer)
+
+    return NetworkDenoiser(asked, denoise.parameterization, q)
 
 
 def predicted_noise(q: GaussianDiffusion, denoise: Denoiser, x_t: Tensor, t: Time) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -10,15 +11,14 @@ from pathlib import Path
 
 import torch
 from numpy.random import SeedSequence
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm_nb.arguments import whole_number
-from ddpm_nb.bound import bits_per_dim, bound_draw, discretized_decoder
+from ddpm_nb.bound import Reverse, bits_per_dim, bound_draw, discretized_decoder
 from ddpm_nb.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from ddpm_nb.denoiser import Denoiser
 from ddpm_nb.diffusion import GaussianDiffusion
 
-__all__ = ["Bits", "bits_of_images"]
+__all__ = ["Bits", "bits_of_images", "weights_digest"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +46,15 @@ class Bits:
         return (self.table.mean(0).std() / math.sqrt(self.table.shape[1])).item()
 
 
+def weights_digest(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights, by which a stored table knows the model that it is about."""
+    tensors = (value.cpu().contiguous().view(torch.uint8).numpy().tobytes() for value in network.state_dict().values())
+    return hashlib.sha256(b"".join(tensors)).hexdigest()
+
+
 def bits_of_images(
     q: GaussianDiffusion,
-    denoise: Denoiser,
+    reverse: Reverse,
     images: Tensor,
     levels: int,
     draws: int,
@@ -63,6 +69,7 @@ def bits_of_images(
 
     Parameters
     ----------
+    reverse : (x_t, t) -> p(x_{t−1} | x_t), such as :func:`~ddpm_nb.bound.fixed_variance`
     images : ``(n, *event)`` on ``levels`` equally spaced values in [−1, 1], where the denoiser is
     draws : at least 2, for an error of the estimate
     about : what the numbers are of, such as the hash of the model; a file about something else is refused
@@ -92,7 +99,7 @@ def bits_of_images(
             part = slice(start, min(start + batch, len(images)))
             if bool(table[draw, part].isnan().any()):
                 generator = torch.Generator().manual_seed(int(SeedSequence([seed, draw, start]).generate_state(1)[0]))
-                terms = bound_draw(q, denoise, images[part], generator, decoder)
+                terms = bound_draw(q, reverse, images[part], generator, decoder)
                 table[draw, part] = bits_per_dim(terms.total.double().cpu(), images[0].numel())
                 save_checkpoint(path, {"about": about, "table": table})
             yield None

@@ -150,7 +150,9 @@ class UNet(nn.Module):
         if x_t.shape[1:] != self.event:
             raise ValueError(f"x_t of shape {tuple(x_t.shape)}: expected (batch, {', '.join(map(str, self.event))})")
         time = F.silu(self.time(time_embedding(t, self.time_features).to(self.inward.weight.dtype)))
-        h = self.inward(F.pixel_unshuffle(x_t, self.patch))
+        # In mixed precision the first and the last layer stay as they are: half precision has no room for a grey level.
+        with torch.autocast(x_t.device.type, enabled=False):
+            h = self.inward(F.pixel_unshuffle(x_t, self.patch))
         skips = []
         for depth, blocks in enumerate(self.down):
             h = self.coarser[depth - 1](F.avg_pool2d(h, 2)) if depth else h
@@ -162,7 +164,9 @@ class UNet(nn.Module):
             for block in _members(self.up[depth]):
                 h = block(h, skips.pop(), time)
             h = F.interpolate(self.finer[depth - 1](h), scale_factor=2.0) if depth else h
-        return F.pixel_shuffle(self.outward(F.silu(self.norm(h))), self.patch)
+        with torch.autocast(x_t.device.type, enabled=False):
+            y = self.outward(F.silu(self.norm(h.to(x_t.dtype))))
+        return F.pixel_shuffle(y, self.patch)
 
 
 def _members(modules: nn.Module) -> Iterator[nn.Module]:
@@ -185,7 +189,7 @@ def fine_unet(channels: int, side: int, outputs: int = 1) -> UNet:
 
     Raises ``ValueError`` for a side that is no multiple of 4.
     """
-    return UNet(side, channels, widths=(32, 64, 128), outputs=outputs)
+    return UNet(side, channels, widths=(64, 96, 128), outputs=outputs)
 
 
 NETWORKS: Registry[Callable[..., nn.Module]] = Registry("network", {"unet": image_unet, "unet_fine": fine_unet})

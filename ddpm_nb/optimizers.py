@@ -13,20 +13,20 @@ from ddpm_nb.registry import Registry
 __all__ = ["OPTIMIZERS", "Muon", "adamw", "muon", "orthogonalized"]
 
 
-def orthogonalized(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """Return a matrix with the singular vectors of ``matrix`` and singular values near 1, in its dtype.
+def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Return matrices ``(*, m, n)`` with the same singular vectors and singular values near 1, in their dtype.
 
     X ← a X + (b A + c A²) X with A = X Xᵀ, five times, the quintic Newton–Schulz iteration of Jordan et al. (2024),
     whose coefficients take every singular value from 0.01 on into [0.68, 1.13].
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.mT if tall else matrix).bfloat16()
-    x = x / (x.norm() + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices).bfloat16()
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(iterations):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -52,29 +52,46 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient, all of a kind at once: many small operations make a GPU wait."""
         for group in self.param_groups:
-            update = self._orthogonal if group["orthogonal"] else self._adam
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.add_(update(parameter, parameter.grad, group), alpha=-group["lr"])
+            moved = [p for p in group["params"] if p.grad is not None]
+            if moved:
+                update = self._orthogonal if group["orthogonal"] else self._adam
+                updates = update(moved, [p.grad for p in moved], group)
+                torch._foreach_add_(moved, updates, alpha=-group["lr"])
 
-    def _orthogonal(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        state, momentum = self.state[parameter], group["momentum"]
-        mean = state.setdefault("mean", torch.zeros_like(parameter))
-        mean.lerp_(gradient, 1 - momentum)
-        ahead = gradient.lerp(mean, momentum).flatten(1)  # Nesterov's look ahead
-        return (orthogonalized(ahead) * (0.3 * max(ahead.shape) ** 0.5)).reshape(parameter.shape)
+    def _orthogonal(self, moved: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        means = self._averages("mean", moved)
+        torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, means, group["momentum"])  # Nesterov's look ahead
+        alike: dict[torch.Size, list[int]] = {}
+        for place, kernel in enumerate(moved):
+            alike.setdefault(kernel.shape, []).append(place)
+        updates = list(ahead)
+        for shape, places in alike.items():
+            matrices = torch.stack([ahead[place].flatten(1) for place in places])
+            matrices = orthogonalized(matrices) * (0.3 * max(matrices.shape[1:]) ** 0.5)
+            for place, matrix in zip(places, matrices, strict=True):
+                updates[place] = matrix.reshape(shape)
+        return updates
 
-    def _adam(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        state, (keep_mean, keep_square) = self.state[parameter], group["betas"]
-        mean = state.setdefault("mean", torch.zeros_like(parameter))
-        square = state.setdefault("square", torch.zeros_like(parameter))
-        state["updates"] = state.get("updates", 0) + 1
-        mean.lerp_(gradient, 1 - keep_mean)
-        square.lerp_(gradient.square(), 1 - keep_square)
-        unbiased = (square / (1 - keep_square ** state["updates"])).sqrt_().add_(group["eps"])
-        return mean / (1 - keep_mean ** state["updates"]) / unbiased
+    def _adam(self, moved: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        keep_mean, keep_square = group["betas"]
+        means, squares = self._averages("mean", moved), self._averages("square", moved)
+        torch._foreach_lerp_(means, gradients, 1 - keep_mean)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - keep_square)
+        counts = [self.state[parameter].get("updates", 0) + 1 for parameter in moved]
+        for parameter, count in zip(moved, counts, strict=True):
+            self.state[parameter]["updates"] = count
+        lengths = torch._foreach_sqrt(torch._foreach_div(squares, [1 - keep_square**count for count in counts]))
+        torch._foreach_add_(lengths, group["eps"])
+        updates = torch._foreach_div(means, [1 - keep_mean**count for count in counts])
+        torch._foreach_div_(updates, lengths)
+        return list(updates)
+
+    def _averages(self, name: str, moved: list[Tensor]) -> list[Tensor]:
+        """Return a moving average of each parameter, zeros at first."""
+        return [self.state[p].setdefault(name, torch.zeros_like(p)) for p in moved]
 
 
 def adamw(network: nn.Module) -> torch.optim.Optimizer:

@@ -265,6 +265,20 @@ def log_snr_schedule(T: int = 1000, first: float = 13.3, last: float = -6.3) -> 
     return NoiseSchedule(torch.cat([log_snr.new_zeros(1), torch.nn.functional.logsigmoid(log_snr)]))
 
 
+def refined(schedule: NoiseSchedule, finer: int) -> NoiseSchedule:
+    """Return the schedule with every step from the second on cut into ``finer`` parts, even in log SNR.
+
+    Step t of the old one is step 1 + finer (t − 1) of the new one; the first step, the decoder's, stays. Book:
+    [](#eq-m7-limit).
+    """
+    whole_number("finer", finer, least=1)
+    log_snr = torch.tensor([schedule.level(t).log_snr for t in range(1, schedule.T + 1)], dtype=torch.float64)
+    share = torch.arange(finer, dtype=torch.float64) / finer
+    between = torch.lerp(log_snr[:-1, None], log_snr[1:, None], share).flatten()
+    table = torch.nn.functional.logsigmoid(torch.cat([between, log_snr[-1:]]))
+    return NoiseSchedule(torch.cat([schedule.log_alpha_bars[:1], table]))
+
+
 SCHEDULES: Registry[Callable[[int], NoiseSchedule]] = Registry(
     "schedule", {"linear": _linear_shape, "cosine": cosine_schedule, "log_snr": log_snr_schedule}
 )

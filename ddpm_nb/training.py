@@ -216,8 +216,8 @@ def batch_of_step(objective: Objective, plan: Plan, data: Tensor, number: int) -
     """
     words = np.random.SeedSequence([plan.seed, number]).generate_state(2)
     generator = torch.Generator().manual_seed(int(words[0]))
-    rows = torch.randint(len(data), (plan.batch_size,), generator=generator).to(data.device)
-    t = objective.draw_steps(objective.q.schedule.T, plan.batch_size, generator).to(data.device)
+    rows = torch.randint(len(data), (plan.batch_size,), generator=generator).to(data.device, non_blocking=True)
+    t = objective.draw_steps(objective.q.schedule.T, plan.batch_size, generator).to(data.device, non_blocking=True)
     generator = torch.Generator(data.device).manual_seed(int(words[1]))
     eps = torch.randn((plan.batch_size, *data.shape[1:]), generator=generator, device=data.device, dtype=data.dtype)
     return data[rows], t, eps

@@ -16,9 +16,9 @@ ORDER = [
     {"bound"},
     {"weighting"},
     {"kernels"},  # what chapters 5 and 7 walk
-    {"sde", "training", "sampling"},  # siblings do not import each other
+    {"sde", "training", "sampling", "variance"},  # siblings do not import each other
     {"pretrained", "solvers"},
-    {"inverse", "likelihood", "convergence", "recipe", "latents", "measured", "evaluation"},
+    {"inverse", "likelihood", "convergence", "recipe", "latents", "measured", "evaluation", "quality"},
     {"__main__"},
     {"book"},  # exercises, figures and notebooks may use every layer, and nothing uses them
 ]

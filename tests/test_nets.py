@@ -136,3 +136,16 @@ def test_a_registered_network_is_sized_for_its_images(channels, side, draw):
 def test_errors_name_argument_value_and_what_was_expected(fails, kind, message):
     with pytest.raises(kind, match=message):
         fails()
+
+
+def test_in_mixed_precision_the_first_and_last_layer_see_grey_levels_apart():
+    network = UNet(8, outputs=3)
+    torch.nn.init.normal_(network.outward.weight, generator=torch.Generator().manual_seed(0))
+    seen = {}
+    for name in ("inward", "outward", "middle"):
+        layer = network.middle.conv_1 if name == "middle" else getattr(network, name)
+        layer.register_forward_hook(lambda layer, x, y, name=name: seen.update({name: y.dtype}))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = network(torch.full((2, 1, 8, 8), 1 - 2 / 255), torch.tensor([1, 500]))
+    assert seen == {"inward": torch.float32, "outward": torch.float32, "middle": torch.bfloat16}
+    assert y.dtype == torch.float32

@@ -47,3 +47,25 @@ def test_every_parameter_of_a_network_is_updated_once():
         assert len(groups) == len({id(p) for p in groups}) == len(list(network.parameters()))
     ends = {id(p) for name, p in network.named_parameters() if name.startswith(("inward", "outward"))}
     assert not ends & {id(p) for p in muon(network).param_groups[0]["params"]}
+
+
+def test_matrices_are_orthogonalized_together_as_they_are_alone(draw):
+    matrices = draw(3, 8, 20, seed=1)
+    together = orthogonalized(matrices)
+    for matrix, found in zip(matrices, together):
+        assert_close(found, orthogonalized(matrix), rtol=0.0, atol=0.02)
+
+
+def test_kernels_of_one_shape_and_of_several_each_take_their_own_step(draw):
+    shapes = [(8, 4, 3, 3), (8, 4, 3, 3), (4, 8, 1, 1)]
+    gradients = [draw(*shape, seed=place) for place, shape in enumerate(shapes)]
+    kernels = [nn.Parameter(torch.zeros(shape).double()) for shape in shapes]
+    for kernel, gradient in zip(kernels, gradients):
+        kernel.grad = gradient.clone()
+    Muon(kernels, [nn.Parameter(torch.zeros(1))], lr=0.1).step()
+    for kernel, gradient in zip(kernels, gradients):
+        alone = nn.Parameter(torch.zeros_like(kernel))
+        alone.grad = gradient.clone()
+        Muon([alone], [nn.Parameter(torch.zeros(1))], lr=0.1).step()
+        assert_close(kernel.detach(), alone.detach(), rtol=0.0, atol=0.02 * alone.abs().max().item())
+        assert (kernel * gradient).sum() < 0

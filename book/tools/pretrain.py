@@ -2,10 +2,11 @@
 
     python book/tools/pretrain.py features fashion_mnist --root FOLDER
     python -m ddpm_nb train --dataset fashion_mnist .. --root FOLDER --checkpoint CHECKPOINT    # see the card
-    python book/tools/pretrain.py export CHECKPOINT
-    python book/tools/pretrain.py card CHECKPOINT --root FOLDER --minutes 70
+    python book/tools/pretrain.py export CHECKPOINT --name fashion_mnist --minutes 70
+    python book/tools/pretrain.py card fashion_mnist --root FOLDER
 
-Each step reads what the one before it wrote. A card measures the shipped file; the checkpoint only tells the recipe.
+Each step reads what the one before it wrote: ``export`` begins a card with the recipe of the run, ``card`` measures the
+shipped file and adds how good it is.
 """
 
 from __future__ import annotations
@@ -27,18 +28,21 @@ from tqdm import tqdm
 
 from ddpm_nb import pretrained
 from ddpm_nb.book import plots
-from ddpm_nb.bound import bits_per_dim, bound_terms, discretized_decoder, ledger
+from ddpm_nb.bound import fixed_variance
 from ddpm_nb.checkpoint import load_checkpoint
 from ddpm_nb.data import DATASETS, load_dataset, load_labels
 from ddpm_nb.denoiser import clipped
+from ddpm_nb.evaluation import bits_of_images, weights_digest
 from ddpm_nb.exact import CorrelatedGaussian
-from ddpm_nb.metrics import Moments, density_coverage, nearest_neighbours, precision_recall, train_classifier
+from ddpm_nb.metrics import Moments, nearest_neighbours, train_classifier
 from ddpm_nb.nets import flops_per_image
 from ddpm_nb.pretrained import FeatureSpace, Model, export_features, export_model, load_features, load_model
+from ddpm_nb.quality import figures, told_apart
 from ddpm_nb.recipe import Recipe
 from ddpm_nb.sampling import DDIM, grid, last, walk
 
 WEIGHTS = Path(pretrained.__file__).parent / "weights"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_features(dataset: str, root: str | None, epochs: int, seed: int) -> None:
@@ -59,7 +63,7 @@ def command(recipe: dict[str, Any]) -> str:
     defaults = {setting.name: setting.default for setting in fields(Recipe)}
     chosen = {name: value for name, value in recipe.items() if name == "seed" or value != defaults[name]}
     return "python -m ddpm_nb train " + " ".join(
-        f"--{name.replace('_', '-')} {value}" for name, value in chosen.items()
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in chosen.items()
     )
 
 
@@ -77,24 +81,14 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"mean": found.mean().item(), "error": found.std().item() / math.sqrt(len(values)), "runs": len(values)}
 
 
-def judged(space: FeatureSpace, sets: Iterator[Tensor], test: Tensor, train: Tensor, near: Tensor) -> dict[str, Any]:
+def judged(space: FeatureSpace, sets: Iterator[Tensor], test: Tensor, train: Tensor, near: float) -> dict[str, Any]:
     """Return how near to the test set, how believable, how varied and how new several sets of images are.
 
     ``near`` is the distance to the nearest training image that 1 % of the test images stay below.
     """
     real = space(test)
-    names = ("frechet", "precision", "recall", "density", "coverage", "copies")
-    rows: dict[str, list[float]] = {name: [] for name in names}
-    for images in sets:
-        found = space(images)
-        others = real[: len(found)]
-        distance = nearest_neighbours(images, train)[0]
-        copies = (distance < near).double().mean().item()
-        frechet = Moments.of(found).frechet_distance(space.test)
-        values = (frechet, *precision_recall(others, found), *density_coverage(others, found), copies)
-        for name, value in zip(rows, values, strict=True):
-            rows[name].append(value)
-    return {name: summary(values) for name, values in rows.items()}
+    rows = [asdict(figures(images, space, train, real, near)) for images in sets]
+    return {name: summary([row[name] for row in rows]) for name in rows[0]}
 
 
 def decoys(train: Tensor, count: int, seeds: int) -> dict[str, Iterator[Tensor]]:
@@ -117,53 +111,66 @@ def decoys(train: Tensor, count: int, seeds: int) -> dict[str, Iterator[Tensor]]
     }
 
 
-def make_card(source: str, root: str | None, minutes: float | None, count: int, seeds: int, images: int) -> None:
-    """Measure the shipped model of a data set, and store the card and the sheet of samples.
-
-    ``source`` is the run's checkpoint, or the data set's name: then the recipe and the minutes are the card's own.
-    """
-    if source in DATASETS:
-        before = json.loads((WEIGHTS / f"{source}.json").read_text())
-        recipe, minutes = {**asdict(Recipe()), **before["recipe"]}, minutes or before["minutes"]
-    else:
-        recipe = load_checkpoint(source)["recipe"]
-    if minutes is None:
-        raise SystemExit("--minutes: expected the wall time of the training run, from its last line")
-    name, data = recipe["dataset"], DATASETS[recipe["dataset"]]
-    model, space, path = load_model(name), load_features(name), WEIGHTS / f"{name}.safetensors"
-    train, test = load_dataset(name, root), load_dataset(name, root, split="test")
-    near = nearest_neighbours(test, train)[0].quantile(0.01)
-    some = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:images]]
-    terms = bound_terms(
-        model.q,
-        clipped(model.denoiser),
-        some,
-        torch.Generator().manual_seed(0),
-        discretized_decoder(data.levels),
+def trained_here() -> str:
+    """Return a word for this machine."""
+    here = hardware()
+    return (
+        f"{here['processor']}, {here['threads']} thread(s), accelerator: {here['accelerator']}, torch {here['torch']}"
     )
-    book = ledger(terms)
+
+
+def export(checkpoint: Path, name: str, minutes: float, trained_on: str) -> Path:
+    """Ship the averaged weights of a run under a name, and begin their card with how they were made."""
+    recipe = load_checkpoint(checkpoint)["recipe"]
+    made = {"command": command(recipe), "recipe": recipe, "minutes": minutes, "trained_on": trained_on}
+    (WEIGHTS / f"{name}.json").write_text(json.dumps(made, indent=1) + "\n")
+    return export_model(checkpoint, WEIGHTS / f"{name}.safetensors")
+
+
+def make_card(name: str, root: str | None, count: int, seeds: int, draws: int) -> None:
+    """Measure a shipped model, and store its card and the sheet of samples."""
+    made = json.loads((WEIGHTS / f"{name}.json").read_text())
+    recipe = {**asdict(Recipe()), **made["recipe"]}
+    dataset = recipe["dataset"]
+    data = DATASETS[dataset]
+    model, space, path = load_model(name), load_features(dataset), WEIGHTS / f"{name}.safetensors"
+    train, test = load_dataset(dataset, root), load_dataset(dataset, root, split="test")
+    near = nearest_neighbours(test, train)[0].quantile(0.01).item()
+    kept = ROOT / "checkpoints" / "bits" / f"{name}.safetensors"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    about = {"dataset": dataset, "split": "test", "weights": weights_digest(model.network)}
+    run = bits_of_images(
+        model.q, fixed_variance(model.q, clipped(model.denoiser)), test, data.levels, draws, kept, about
+    )
+    *_, bits = tqdm(run, desc="bits", total=draws * -(-len(test) // 250) + 1, unit="batch")
     shuffled = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
     card = {
-        "dataset": name,
+        "dataset": dataset,
         "md5": getattr(data.load, "md5", {}),
-        "command": command(recipe),
+        **{key: made[key] for key in ("command", "minutes", "trained_on")},
         "recipe": recipe,
-        "minutes": minutes,
         "hardware": hardware(),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,
         "parameters": sum(p.numel() for p in model.network.parameters()),
         "flops": flops_per_image(model.network, tuple(test.shape[1:])),
         "bits_per_dim": {
-            "mean": bits_per_dim(book.total, test[0].numel()).item(),
-            "error": bits_per_dim(book.total_error, test[0].numel()).item(),
-            "images": images,
+            "mean": bits.mean,
+            "error_of_estimate": bits.error_of_estimate,
+            "error_over_images": bits.error_over_images,
+            "images": len(test),
+            "draws": draws,
         },
         "accuracy": space.accuracy,
         "count": count,
         "samples": {
             str(steps): judged(space, (draw(model, count, steps, s) for s in range(seeds)), test, train, near)
             for steps in (20, 50)
+        },
+        "told_apart": {
+            "model": told_apart(train, torch.cat([draw(model, count, 50, s) for s in range(seeds)])),
+            "real": told_apart(shuffled[seeds * count :], shuffled[: seeds * count]),
+            "images": seeds * count,
         },
         "decoys": {what: judged(space, sets, test, train, near) for what, sets in decoys(train, count, seeds).items()},
         "real": judged(space, iter(shuffled.split(count)[:seeds]), test, shuffled[seeds * count :], near),
@@ -172,7 +179,7 @@ def make_card(source: str, root: str | None, minutes: float | None, count: int, 
     plots.use_style()
     figure, axes = plt.subplots(figsize=(7.2, 4.5))
     plots.draw_images(axes, draw(model, 160, 50, seed=0), columns=16)
-    figure.savefig(Path(__file__).resolve().parents[1] / "images" / f"{name}.png", dpi=120)
+    figure.savefig(ROOT / "book" / "images" / f"{name}.png", dpi=120)
 
 
 def main() -> None:
@@ -184,23 +191,24 @@ def main() -> None:
     features.add_argument("--root")
     features.add_argument("--epochs", type=int, default=6)
     features.add_argument("--seed", type=int, default=0)
-    export = steps.add_parser("export")
-    export.add_argument("checkpoint", type=Path)
+    exporting = steps.add_parser("export")
+    exporting.add_argument("checkpoint", type=Path)
+    exporting.add_argument("--name", required=True, help="of the shipped model")
+    exporting.add_argument("--minutes", type=float, required=True, help="wall time of the run, from its last line")
+    exporting.add_argument("--trained-on", default=trained_here(), help="the hardware of the run")
     card = steps.add_parser("card")
-    card.add_argument("source", help="the checkpoint, or the data set to measure its shipped model again")
+    card.add_argument("name", help="of the shipped model")
     card.add_argument("--root")
-    card.add_argument("--minutes", type=float, help="wall time of the training run, from its last line")
     card.add_argument("--count", type=int, default=2000, help="samples of each seed")
     card.add_argument("--seeds", type=int, default=3)
-    card.add_argument("--images", type=int, default=200, help="test images for the bound")
+    card.add_argument("--draws", type=int, default=8, help="draws of step and noise for the bound of each test image")
     given = parser.parse_args()
     if given.step == "features":
         make_features(given.dataset, given.root, given.epochs, given.seed)
     elif given.step == "card":
-        make_card(given.source, given.root, given.minutes, given.count, given.seeds, given.images)
+        make_card(given.name, given.root, given.count, given.seeds, given.draws)
     else:
-        name = load_checkpoint(given.checkpoint)["model"]["dataset"]
-        print(export_model(given.checkpoint, WEIGHTS / f"{name}.safetensors"))
+        print(export(given.checkpoint, given.name, given.minutes, given.trained_on))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def models() -> str:
     pages = []
     for path in sorted((Path(pretrained.__file__).parent / "weights").glob("*.json")):
         card = json.loads(path.read_text())
-        bound, hardware = card["bits_per_dim"], card["hardware"]
+        bound = card["bits_per_dim"]
         facts = {
             "file": f"`ddpm_nb/weights/{path.stem}.safetensors`, {card['bytes'] / 1e6:.1f} MB, weights as float16",
             "SHA-256": f"`{card['sha256']}`",
@@ -85,13 +85,14 @@ def models() -> str:
             "data": ", ".join(f"{name}: `{md5}`" for name, md5 in card["md5"].items() if "images" in name)
             or "comes with scikit-learn",
             "wall time": f"{card['minutes']:.0f} min",
-            "hardware": f"{hardware['processor']}, {hardware['threads']} thread(s), accelerator: "
-            f"{hardware['accelerator']}, torch {hardware['torch']}",
+            "hardware": card["trained_on"],
             "size": f"{card['parameters']:,} parameters, {card['flops'] / 1e6:.0f} million operations an image",
-            "bound": f"{_with_error(bound, 3)} bits/dim on {bound['images']} test images, all {card['recipe']['T']} terms",
+            "bound": f"{bound['mean']:.3f} bits/dim on all {bound['images']} test images, of {card['recipe']['T']} "
+            f"steps; standard error {bound['error_of_estimate']:.3f} of the estimate ({bound['draws']} draws of step "
+            f"and noise), {bound['error_over_images']:.3f} over images",
             "classifier behind the features": f"{card['accuracy']:.1%} of the test set right",
         }
-        rows = [f"## {card['dataset']}", "", "| | |", "|---|---|"]
+        rows = [f"## {path.stem}", "", "| | |", "|---|---|"]
         rows += [f"| {name} | {value} |" for name, value in facts.items()]
         rows += [
             "",
@@ -107,7 +108,7 @@ def models() -> str:
             rows.append(f"| {name} | " + " | ".join(_with_error(row[key], 3) for key in row) + " |")
         rows += [
             "",
-            f"![A hundred and sixty samples of the {card['dataset']} model in ten rows](images/{path.stem}.png)",
+            f"![A hundred and sixty samples of the {path.stem} model in ten rows](images/{path.stem}.png)",
         ]
         pages.append("\n".join(rows))
     return "\n\n".join(pages) + "\n"
