@@ -38,6 +38,7 @@ __all__ = [
     "heun",
     "langevin_step",
     "linear_sde",
+    "log_snr_sde",
     "observed",
     "solve_ode",
 ]
@@ -140,6 +141,22 @@ def cosine_sde(offset: float = 0.008, max_rate: float = 999.0) -> VPSDE:
         return 2 * math.log(signal) - max_rate * (u - free)
 
     return VPSDE(lambda u: max_rate if u >= cut else slope * math.tan(slope / 2 * (u + offset)), log_alpha_bar)
+
+
+def log_snr_sde(T: int = 1000, first: float = 13.3, last: float = -6.3) -> VPSDE:
+    """log SNR on a line from ``first`` at u = 1/T to ``last`` at u = 1, as in the chain of T steps with these ends.
+
+    The rate is the slope of −log SNR times 1 − ᾱ, smooth in u. Before 1/T the line goes on: data begin with the noise
+    of e^first, which is too little to matter and not 0. ``ValueError`` unless first > last. Book: [](#eq-m7-limit).
+    """
+    if not first > last:
+        raise ValueError(f"first = {first}, last = {last}: expected first > last, the log SNR falls")
+    slope = (first - last) / (1 - 1 / T)
+
+    def log_snr(u: float) -> float:
+        return first - slope * (u - 1 / T)
+
+    return VPSDE(lambda u: slope / (1 + math.exp(log_snr(u))), lambda u: -math.log1p(math.exp(-log_snr(u))))
 
 
 def chain_sde(schedule: NoiseSchedule) -> VPSDE:

@@ -134,7 +134,7 @@ def test_a_belief_about_another_number_of_grey_levels_is_refused():
 
 def test_the_parts_of_an_untrained_network_are_not_the_same_one():
     mu, _, weight = Belief(parts=3).stated(torch.zeros(1, 11, 2, 2))
-    assert_close(mu[0, :, 0, 0], torch.tensor([-1 / 3, 0.0, 1 / 3]))
+    assert_close(mu[0, :, 0, 0, 0], torch.tensor([-1 / 3, 0.0, 1 / 3]))
     assert_close(weight.exp(), torch.full((1, 5, 2, 2), 0.2).reshape(weight.shape))
     assert Belief().stated(torch.zeros(1, 10, 2, 2))[0].shape == (1, 1, 2, 2, 2)  # two channels
     assert not Belief().stated(torch.zeros(1, 5, 2, 2))[0].any()
