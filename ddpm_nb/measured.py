@@ -1,4 +1,4 @@
-"""Chapter 7. How near a sampler's images are to the data, in Fréchet distance.
+"""Chapter 7. How near a sampler's images are to the data, in Fréchet distance, and how many bits a model needs.
 
 The measurements that take too long for a page are stored in the package, with the program that made them.
 """
@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Generator, Tensor
 
@@ -17,9 +18,11 @@ from ddpm_nb.kernels import Kernel, last, walk
 from ddpm_nb.metrics import Moments
 from ddpm_nb.pretrained import FeatureSpace
 
-__all__ = ["Measured", "frechet_after", "measured"]
+__all__ = ["Measured", "frechet_after", "likelihoods", "measured"]
 
-_STORED = {path.stem: path for path in sorted((Path(__file__).parent / "weights" / "quality").glob("*.json"))}
+_QUALITY = Path(__file__).parent / "weights" / "quality"
+_LIKELIHOOD = _QUALITY / "likelihood.json"
+_STORED = {path.stem: path for path in sorted(_QUALITY.glob("*.json")) if path != _LIKELIHOOD}
 
 
 def frechet_after(
@@ -55,3 +58,13 @@ def measured(dataset: str) -> Measured:
         sampler: {int(steps): tuple(values) for steps, values in row.items()} for sampler, row in stored["rows"].items()
     }
     return Measured(stored["sha256"], stored["samples"], tuple(stored["floor"]), rows)
+
+
+def likelihoods() -> dict[str, dict[str, Any]]:
+    """Return what ``book/tools/measure_likelihood.py`` measured, in bits per dimension of all test images, by model.
+
+    Each holds ``dataset``, the digest of its ``weights``, the ``steps`` of its chain; ``bits`` of the chain's bound and
+    ``limit`` of infinitely many steps, each with the standard error of the estimate and that over images; what each
+    term costs (``spent``); ``baselines``; and, where measured, the best ``variance`` and the probability ``flow``.
+    """
+    return json.loads(_LIKELIHOOD.read_text("utf-8"))

@@ -25,6 +25,7 @@ from ddpm_nb.pretrained import Model, load_features, load_model
 from ddpm_nb.sampling import DDIM, Ancestral, grid
 from ddpm_nb.schedule import added_var
 from ddpm_nb.solvers import DPMSolver2M
+from ddpm_nb.variance import BestVariance, fitted_errors
 
 WEIGHTS = Path(ddpm_nb.__file__).parent / "weights"
 COUNTS = (5, 10, 20, 40)
@@ -33,9 +34,11 @@ COUNTS = (5, 10, 20, 40)
 def samplers(model: Model) -> dict[str, Kernel]:
     """The kernels of the figure, each with a clipped estimate."""
     q, denoise = model.q, clipped(model.denoiser)
+    errors = fitted_errors(q, denoise, load_dataset(model.dataset), generator=torch.Generator().manual_seed(0))
     return {
         "ancestral, β̃": Ancestral(q, denoise),
         "ancestral, β": Ancestral(q, denoise, added_var),
+        "ancestral, best σ²": BestVariance(q, denoise, errors),
         "DDIM, η = 0": DDIM(q, denoise),
         "DPM-Solver++(2M)": DPMSolver2M(q, denoise),
     }
@@ -63,10 +66,10 @@ def main() -> None:
     stored = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     if {key: stored.get(key) for key in head} != head:
         stored = {**head, "floor": floor(arguments.dataset, arguments.samples, arguments.seeds), "rows": {}}
-    side = DATASETS[arguments.dataset].side
+    side, kernels = DATASETS[arguments.dataset].side, samplers(model)
     for seed in range(arguments.seeds):
         for steps in COUNTS:
-            for name, kernel in samplers(model).items():
+            for name, kernel in kernels.items():
                 values = stored["rows"].setdefault(name, {}).setdefault(str(steps), [])
                 if len(values) > seed:
                     continue

@@ -22,8 +22,16 @@ def weights_of_the_bound() -> Numbers:
 
 def weights_for_beta() -> Numbers:
     """w_t for σ² = β_t, the document's choice, from t = 1 on."""
-    first, middle, final = (eps_weight(SCHEDULE, t, added_var).item() for t in (1, 500, T))
-    return {"first": first, "middle": middle, "final": final, "T": T, "ratio": first / middle}
+    weights = eps_weight(SCHEDULE, torch.arange(1, T + 1), added_var)
+    least = int(weights.argmin())
+    return {
+        "first": weights[0],
+        "least": weights[least],
+        "at": least + 1,
+        "final": weights[-1],
+        "T": T,
+        "ratio": weights.max() / weights.min(),
+    }
 
 
 def reversed_sign() -> Numbers:
