@@ -28,14 +28,26 @@ class Heun:
     """x_s = √(ᾱ_s/ᾱ_t) x_t + √ᾱ_s (σ̃_s − σ̃_t) (ε̂_t + ε̂_s)/2 with σ̃ = √((1 − ᾱ)/ᾱ): order 2, two calls of the denoiser.
 
     ε̂_s is predicted where the step with ε̂_t alone, which is that of DDIM, arrives. At s = 0 there is no noise left to
-    predict and the step is that of DDIM. Source: Karras et al. 2022, Algorithm 1 without churn. Book: [](#eq-m7-heun).
+    predict and the step is that of DDIM. So is a leap through noise, σ̃_t > 2.5 and σ̃_t > ``leap`` σ̃_s, such as
+    the first step of the cosine schedule: there the look ahead multiplies a small difference of two slopes by a span as
+    long as σ̃_t, and does harm even with an exact denoiser. Source: Karras et al. 2022, Algorithm 1 without churn. Book:
+    [](#eq-m7-heun), [](#eq-m7-leap).
+
+    Parameters
+    ----------
+    q : the forward process, that of the denoiser (``ValueError`` if it knows another)
+    denoise : ``(x_t, t) -> x̂_0``
+    leap : more than 1; infinity for the plain method. The default is about where, for N(0, 1), DDIM is the nearer
     """
 
     q: GaussianDiffusion
     denoise: Denoiser
+    leap: float = 2.2
 
     def __post_init__(self) -> None:
         check_process(self.q, self.denoise)
+        if not self.leap > 1:
+            raise ValueError(f"leap = {self.leap}: expected a factor above 1, of the noise before and after a step")
 
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the point mass at x_s."""
@@ -44,7 +56,7 @@ class Heun:
         push = before.noise - keep * here.noise  # √ᾱ_s (σ̃_s − σ̃_t)
         eps = predicted_noise(self.q, self.denoise, x_t, t)
         x_s = weighted_sum(keep, x_t, push, eps)
-        if s > 0:
+        if s > 0 and not (here.sigma > 2.5 and here.sigma > self.leap * before.sigma):
             eps = (eps + predicted_noise(self.q, self.denoise, x_s, s)) / 2
             x_s = weighted_sum(keep, x_t, push, eps)
         return Gaussian(x_s, 0.0)

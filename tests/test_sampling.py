@@ -547,4 +547,4 @@ def test_grids_change_what_a_solver_delivers():
         for steps in (5, 80)
     }
     assert error["sigma", 80] < 0.5 * error["t", 80]
-    assert error["sigma", 5] > 5 * error["t", 5]
+    assert error["sigma", 5] > 2 * error["t", 5]

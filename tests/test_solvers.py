@@ -13,6 +13,8 @@ from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.kernels import Multistep
+from ddpm_nb.metrics import Moments
+from ddpm_nb.pretrained import load_features, load_model
 from ddpm_nb.sampling import DDIM, Ancestral, grid, last, walk
 from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 from ddpm_nb.sde import PredictorCorrector, chain_sde
@@ -121,7 +123,7 @@ def test_heun_is_the_heun_scheduler(draw, record_property, name, steps, spacing,
     sigma = levels(schedule, times)
     scheduler.sigmas = torch.cat([sigma[:1], sigma[1:-1].repeat_interleave(2), sigma[-1:]])
     denoise = NetworkDenoiser(network, EPS, q)
-    kernel = Heun(q, clipped(denoise) if clip else denoise)
+    kernel = Heun(q, clipped(denoise) if clip else denoise, leap=math.inf)  # theirs leaps
     x, worst = draw(2, 1, 3, 3), 0.0
     signal = schedule.alpha_bar(torch.tensor(times)).sqrt()
     calls = iter(scheduler.timesteps)
@@ -348,3 +350,43 @@ def test_memory_does_not_grow_with_the_steps(name, draw):
         alive = [seen for seen in alive if seen() is not None] + [weakref.ref(state.x)]
         most = max(most, len(alive))
     assert most <= 2  # the state, and the one before until it is replaced
+
+
+def test_a_leap_through_noise_is_worse_with_a_look_ahead_even_where_the_denoiser_is_exact():
+    # Data N(0, v): the flow takes x_t to √(v + σ̃_s²)/√(v + σ̃_t²) of it, in units where the signal is 1.
+    v = torch.tensor([[0.25]], dtype=torch.float64)
+    law = GaussianMixture([1.0], torch.zeros(1, 1, dtype=torch.float64), v)
+    x = torch.ones(1, 1, dtype=torch.float64)
+
+    def errors(sigma_s, sigma_t):
+        table = [-math.log1p(sigma**2) for sigma in (0.0, sigma_s, sigma_t)]
+        q = GaussianDiffusion(NoiseSchedule(torch.tensor(table, dtype=torch.float64)))
+        before, here = q.schedule.levels(1, 2)
+        exact = before.signal / here.signal * math.sqrt((0.25 + sigma_s**2) / (0.25 + sigma_t**2))
+        kernels = {"DDIM": DDIM(q, law.denoiser(q))}
+        kernels |= {name: Heun(q, law.denoiser(q), leap) for name, leap in (("plain", math.inf), ("guarded", 2.2))}
+        return {name: abs(kernel(x, 1, 2).mean.item() - exact) for name, kernel in kernels.items()}
+
+    for sigma_s, ratio in ((6.3, 3000.0), (2.0, 10.0), (30.0, 5.0)):
+        found = errors(sigma_s, sigma_s * ratio)
+        assert found["guarded"] == pytest.approx(found["DDIM"], rel=1e-6) and found["DDIM"] < found["plain"]
+    for sigma_s, ratio in ((6.3, 1.5), (0.3, 3.0), (0.1, 10.0)):  # no leap, or little noise: the look ahead helps
+        found = errors(sigma_s, sigma_s * ratio)
+        assert found["guarded"] == found["plain"] < found["DDIM"]
+    with pytest.raises(ValueError, match="leap = 1"):
+        Heun(GaussianDiffusion(linear_schedule()), lambda x, t: x, leap=1)
+
+
+def test_at_the_clipped_end_of_the_cosine_schedule_heun_keeps_its_head():
+    model, space = load_model("digits"), load_features("digits")
+    x_T = torch.randn(200, *model.event, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name, kernel, steps in (
+        ("DDIM", DDIM(model.q, clipped(model.denoiser)), 20),
+        ("plain", Heun(model.q, clipped(model.denoiser), math.inf), 10),
+        ("guarded", Heun(model.q, clipped(model.denoiser)), 10),
+    ):
+        images = last(walk(kernel, x_T, grid(1000, steps))).x.clamp(-1, 1)
+        found[name] = Moments.of(space(images)).frechet_distance(space.test)
+    assert found["plain"] > 10 * found["DDIM"]
+    assert found["guarded"] < 1.5 * found["DDIM"]

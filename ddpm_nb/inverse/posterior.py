@@ -120,10 +120,11 @@ def exact_posterior(prior: GaussianMixture, measurement: Measurement) -> FullMix
 def posterior_errors(samples: Tensor, exact: FullMixture, x_0: Tensor, level: float = 0.9) -> dict[str, Tensor]:
     """Errors of ``samples`` ``(n, batch, d)`` for one problem in each row, ``(batch,)`` each; average over problems.
 
-    mean : squared error of the mean over the average tr Σ; spread : tr S − tr Σ over the average tr Σ; covariance : squared Frobenius
-    error of S over the average ‖Σ‖²; coverage : share of coordinates of the truth ``x_0`` ``(batch, d)`` with a central
-    share ``level`` of ranks, which is ``level`` for exact samples if it is a multiple of 2/(n + 1). The squares are
-    products of two independent halves, so that exact samples have expectation 0. Book: [](#eq-i8-halves).
+    mean : squared error of the mean over the average tr Σ; spread : tr S − tr Σ over the average tr Σ; covariance :
+    squared Frobenius error of S over the average ‖Σ‖²; coverage : share of coordinates of the truth ``x_0`` ``(batch,
+    d)`` with a central share ``level`` of ranks, which is ``level`` for exact samples if it is a multiple of
+    2/(n + 1). The squares are products of two independent halves, so that exact samples have expectation 0. Book:
+    [](#eq-i8-halves).
     """
     n, batch, d = samples.shape
     if n < 4 or x_0.shape != (batch, d) or len(exact.means) != batch:
