@@ -106,6 +106,15 @@ def models() -> str:
         sets = {f"model, DDIM in {steps} steps": row for steps, row in card["samples"].items()}
         for name, row in {**sets, "real training images": card["real"], **card["decoys"]}.items():
             rows.append(f"| {name} | " + " | ".join(_with_error(row[key], 3) for key in row) + " |")
+        apart = card["told_apart"]
+        shares = (f"{apart[kind][0]:.1%} ± {apart[kind][1]:.1%}" for kind in ("model", "real"))
+        rows += [
+            "",
+            "Told apart from real training images: {} for the model's samples in 50 steps, {} for real images; ".format(
+                *shares
+            )
+            + f"{apart['images']} images, half of them for the test; the error is that of a share.",
+        ]
         rows += [
             "",
             f"![A hundred and sixty samples of the {path.stem} model in ten rows](images/{path.stem}.png)",
