@@ -18,7 +18,7 @@ from ddpm_nb.recipe import Recipe
 from ddpm_nb.sampling import DDIM, grid, last, walk
 
 WEIGHTS = Path(pretrained.__file__).parent / "weights"
-NAMES = ("digits", "fashion_mnist")
+NAMES = ("digits", "fashion_mnist", "fashion_mnist_likelihood")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,7 +30,12 @@ def test_a_card_is_that_of_the_shipped_file(name):
     assert card["bytes"] == path.stat().st_size < 5_000_000
     assert card["parameters"] == sum(p.numel() for p in model.network.parameters())
     recipe = Recipe(**card["recipe"])
-    assert (recipe.dataset, recipe.steps, recipe.target) == (name, model.step, model.parameterization)
+    assert recipe.dataset == model.dataset
+    assert (recipe.steps, recipe.target) == (model.step, model.parameterization)
+    bound = card["bits_per_dim"]
+    assert 0 < bound["error_of_estimate"] < bound["error_over_images"]
+    share, error = card["told_apart"]["real"]
+    assert abs(share - 0.5) < 4 * error  # real images are not told from real ones
     assert_close(recipe.q.schedule.log_alpha_bars, model.q.schedule.log_alpha_bars, rtol=1e-11, atol=0.0)
     for row in (*card["samples"].values(), card["real"]):
         assert row["frechet"]["runs"] >= 3
@@ -44,7 +49,8 @@ def test_a_card_is_that_of_the_shipped_file(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_are_far_nearer_to_the_data_than_noise_is(name):
-    model, space = load_model(name), load_features(name)
+    model = load_model(name)
+    space = load_features(model.dataset)
     noise = torch.randn(200, *model.event, generator=torch.Generator().manual_seed(0))
     images = last(walk(DDIM(model.q, clipped(model.denoiser)), noise, grid(model.q.schedule.T, 10))).x
     distance = [Moments.of(space(x)).frechet_distance(space.test) for x in (images, noise.clamp(-1, 1))]

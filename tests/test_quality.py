@@ -1,4 +1,6 @@
 import hashlib
+import math
+import os
 from pathlib import Path
 
 import pytest
@@ -7,13 +9,16 @@ from torch.testing import assert_close
 
 import ddpm_nb
 from ddpm_nb.book.printed import fireflies, malhotra, malhotra_as_printed, roysdon, vilhes
+from ddpm_nb.bound import fixed_variance
 from ddpm_nb.convergence import delivered_variance
+from ddpm_nb.data import load_dataset
 from ddpm_nb.denoiser import EPS, NetworkDenoiser, clipped
 from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
+from ddpm_nb.evaluation import bits_of_images, weights_digest
 from ddpm_nb.exact import GaussianMixture
-from ddpm_nb.measured import frechet_after, measured
+from ddpm_nb.measured import frechet_after, likelihoods, measured
 from ddpm_nb.metrics import Moments
-from ddpm_nb.pretrained import load_features
+from ddpm_nb.pretrained import SHIPPED, load_features, load_model
 from ddpm_nb.sampling import DDIM, Ancestral, grid, last, walk
 from ddpm_nb.schedule import NoiseSchedule, added_var, linear_schedule
 
@@ -101,3 +106,36 @@ def test_the_stored_figures_are_those_of_the_shipped_model():
     assert len({tuple(row) for row in stored.rows.values()}) == 1
     with pytest.raises(ValueError, match=r"dataset = 'fashion': expected one of .*did you mean 'fashion_mnist'"):
         measured("fashion")
+
+
+REAL = Path(os.environ.get("DDPM_NB_TEST_DATA", Path(__file__).parents[2] / "shared" / "data" / "fashion-mnist"))
+
+
+def test_the_stored_bits_are_those_of_the_shipped_models_and_add_up():
+    # New weights need `python book/tools/measure_likelihood.py` again.
+    stored = likelihoods()
+    assert {"fashion_mnist", "fashion_mnist_likelihood"} <= set(stored)
+    for name, row in stored.items():
+        if name in SHIPPED:
+            assert row["weights"] == weights_digest(load_model(name).network)
+        assert row["bits"]["images"] == row["limit"]["images"] == 10_000
+        assert row["limit"]["mean"] < row["bits"]["mean"]
+        # The sum over the terms, on few images, is the bound on all of them within its error.
+        assert sum(row["spent"]["terms"]) == pytest.approx(row["bits"]["mean"], abs=4 * row["spent"]["error"])
+        # What knows nothing of diffusion needs more bits than any of the models.
+        assert min(row["baselines"].values()) > row["bits"]["mean"] + 0.5
+
+
+@pytest.mark.skipif(
+    not REAL.is_dir(), reason="no folder with the real Fashion-MNIST files; name one by DDPM_NB_TEST_DATA"
+)
+def test_the_bits_of_some_test_images_agree_with_the_stored_ones_of_all(tmp_path):
+    test = load_dataset("fashion_mnist", REAL, split="test")
+    some = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(1))[:100]]
+    for name in ("fashion_mnist", "fashion_mnist_likelihood"):
+        model, row = load_model(name), likelihoods()[name]["bits"]
+        reverse = fixed_variance(model.q, clipped(model.denoiser))
+        *_, found = bits_of_images(model.q, reverse, some, 256, 2, tmp_path / name, {"model": name}, batch=100)
+        allowed = 4 * math.hypot(found.error_over_images, row["error_over_images"])
+        assert abs(found.mean - row["mean"]) < allowed
+        assert allowed < 0.2 * abs(row["mean"] - 4.5)  # independent pixels, at 4.59, would be seen

@@ -75,6 +75,11 @@ def draw(model: Model, count: int, steps: int, seed: int) -> Tensor:
     return torch.cat([last(walk(sampler, part, grid(model.q.schedule.T, steps))).x for part in parts])
 
 
+def on_grey_levels(images: Tensor, levels: int) -> Tensor:
+    """Round images in [−1, 1] to the values that the data have: else those alone would tell real from drawn."""
+    return ((images.clamp(-1, 1) + 1) / 2 * (levels - 1)).round() * 2 / (levels - 1) - 1
+
+
 def summary(values: list[float]) -> dict[str, float]:
     """Mean over the seeds and its standard error."""
     found = torch.tensor(values, dtype=torch.float64)
@@ -144,6 +149,7 @@ def make_card(name: str, root: str | None, count: int, seeds: int, draws: int) -
     )
     *_, bits = tqdm(run, desc="bits", total=draws * -(-len(test) // 250) + 1, unit="batch")
     shuffled = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
+    drawn = {steps: [draw(model, count, steps, seed) for seed in range(seeds)] for steps in (20, 50)}
     card = {
         "dataset": dataset,
         "md5": getattr(data.load, "md5", {}),
@@ -163,13 +169,10 @@ def make_card(name: str, root: str | None, count: int, seeds: int, draws: int) -
         },
         "accuracy": space.accuracy,
         "count": count,
-        "samples": {
-            str(steps): judged(space, (draw(model, count, steps, s) for s in range(seeds)), test, train, near)
-            for steps in (20, 50)
-        },
+        "samples": {str(steps): judged(space, iter(sets), test, train, near) for steps, sets in drawn.items()},
         "told_apart": {
-            "model": told_apart(train, torch.cat([draw(model, count, 50, s) for s in range(seeds)])),
-            "real": told_apart(shuffled[seeds * count :], shuffled[: seeds * count]),
+            "model": told_apart(train, on_grey_levels(torch.cat(drawn[50]), data.levels)),
+            "real": told_apart(train, test[: seeds * count]),
             "images": seeds * count,
         },
         "decoys": {what: judged(space, sets, test, train, near) for what, sets in decoys(train, count, seeds).items()},

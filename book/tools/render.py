@@ -110,10 +110,10 @@ def models() -> str:
         shares = (f"{apart[kind][0]:.1%} ± {apart[kind][1]:.1%}" for kind in ("model", "real"))
         rows += [
             "",
-            "Told apart from real training images: {} for the model's samples in 50 steps, {} for real images; ".format(
+            "Told apart from real training images: {} for the model's samples in 50 steps, rounded to the grey levels of the data, {} for test images; ".format(
                 *shares
             )
-            + f"{apart['images']} images, half of them for the test; the error is that of a share.",
+            + f"{apart['images']} samples; the error is that of a share of independent images.",
         ]
         rows += [
             "",
