@@ -315,6 +315,47 @@ PLANTS = (
         ("test_sde::test_predictor_corrector_alternates_a_step_in_time_and_steps_at_the_new_time",),
     ),
     Plant(
+        "best variance with κ for κ²",
+        "variance",
+        "coefficient(on_x_0**2, x_t)",
+        "coefficient(on_x_0, x_t)",
+        (
+            "test_variance::test_with_the_exact_variance_few_steps_deliver_the_law_up_to_the_first",
+            "test_variance::test_the_exact_variance_is_the_best_for_the_bound",
+        ),
+    ),
+    Plant(
+        "fitted errors forget the value of the estimate",
+        "variance",
+        "step * ranges + _range(x_0_hat, ranges)",
+        "step * ranges",
+        ("test_variance::test_fitted_errors_are_those_of_the_law_by_step_and_by_value",),
+    ),
+    Plant(
+        "network asked one step off between steps",
+        "denoiser",
+        "1 + (steps.to(x_t.dtype) - 1) / finer",
+        "steps.to(x_t.dtype) / finer",
+        ("test_evaluation::test_more_steps_in_between_come_down_to_the_bound_of_infinitely_many",),
+    ),
+    Plant(
+        "Heun leaps through noise",
+        "solvers",
+        "here.sigma > 2.5 and here.sigma > self.leap",
+        "here.sigma > 2.5e9 and here.sigma > self.leap",
+        (
+            "test_solvers::test_a_leap_through_noise_is_worse_with_a_look_ahead_even_where_the_denoiser_is_exact",
+            "test_solvers::test_at_the_clipped_end_of_the_cosine_schedule_heun_keeps_its_head",
+        ),
+    ),
+    Plant(
+        "samples judged in the place of real images",
+        "quality",
+        "for part in held.split(each)",
+        "for part in mixed[: parts * each].split(each)",
+        ("test_judge::test_the_verdict_sees_real_images_as_real_copies_as_copies_and_noise_as_noise",),
+    ),
+    Plant(
         "Heun slope at the start of the step twice",
         "sde",
         "(slope + field(x + (v - u) * slope, v))",
