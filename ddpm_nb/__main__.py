@@ -41,48 +41,133 @@ from ddpm_nb.training import checkpointed
 def options() -> argparse.ArgumentParser:
     """Return a parser of all commands: of ``train`` with one option for each field of the recipe."""
     parser = argparse.ArgumentParser(
-        prog="python -m ddpm_nb", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m ddpm_nb",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     own = argparse.ArgumentParser(add_help=False)
-    own.add_argument("--extension", default="", help="a .py file, or a module, that registers entries of your own")
+    own.add_argument(
+        "--extension",
+        default="",
+        help="a .py file, or a module, that registers entries of your own",
+    )
 
-    training = commands.add_parser("train", parents=[own], help="train, or go on from the run's checkpoint")
+    training = commands.add_parser(
+        "train", parents=[own], help="train, or go on from the run's checkpoint"
+    )
     for setting in fields(Recipe):
         option = "--" + setting.name.replace("_", "-")
         if isinstance(setting.default, bool):
             training.add_argument(option, action="store_true", help="(no)")
         else:
             kind = type(setting.default)
-            training.add_argument(option, type=kind, default=setting.default, help=f"({setting.default})")
-    training.add_argument("--root", help="folder with the data files (DDPM_NB_DATA, or a download)")
-    training.add_argument("--checkpoint", type=Path, help="where to keep the run (checkpoints/DATASET.safetensors)")
-    training.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (500)")
-    training.add_argument("--microbatches", type=int, default=1, help="parts of a batch too large for memory (1)")
+            training.add_argument(
+                option,
+                type=kind,
+                default=setting.default,
+                help=f"({setting.default})",
+            )
+    training.add_argument(
+        "--root",
+        help="folder with the data files (DDPM_NB_DATA, or a download)",
+    )
+    training.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="where to keep the run (checkpoints/DATASET.safetensors)",
+    )
+    training.add_argument(
+        "--save-every",
+        type=int,
+        default=500,
+        help="steps between checkpoints (500)",
+    )
+    training.add_argument(
+        "--microbatches",
+        type=int,
+        default=1,
+        help="parts of a batch too large for memory (1)",
+    )
 
-    sampling = commands.add_parser("sample", parents=[own], help="draw samples from a model into a PNG")
-    sampling.add_argument("model", help="a shipped model's name, such as digits, or a checkpoint")
+    sampling = commands.add_parser(
+        "sample", parents=[own], help="draw samples from a model into a PNG"
+    )
+    sampling.add_argument(
+        "model", help="a shipped model's name, such as digits, or a checkpoint"
+    )
     sampling.add_argument("--sampler", default="ddim", help="(ddim)")
     sampling.add_argument("--steps", type=int, default=50, help="(50)")
-    sampling.add_argument("--grid", default="t", help="what the steps are even in: t, log_snr or sigma (t)")
+    sampling.add_argument(
+        "--grid",
+        default="t",
+        help="what the steps are even in: t, log_snr or sigma (t)",
+    )
     sampling.add_argument("--images", type=int, default=64, help="(64)")
     sampling.add_argument("--seed", type=int, default=0, help="(0)")
-    sampling.add_argument("--out", type=Path, default=Path("samples.png"), help="(samples.png)")
+    sampling.add_argument(
+        "--out", type=Path, default=Path("samples.png"), help="(samples.png)"
+    )
 
-    bits = commands.add_parser("bits", parents=[own], help="bits per dimension of the test images under a model")
-    bits.add_argument("model", help="a shipped model's name, such as digits, or a checkpoint")
-    bits.add_argument("--root", help="folder with the data files (DDPM_NB_DATA, or a download)")
-    bits.add_argument("--images", type=int, help="the first so many test images (all)")
-    bits.add_argument("--draws", type=int, default=8, help="draws of step and noise for each image (8)")
-    bits.add_argument("--finer", type=int, default=1, help="steps in the place of each: 100 is the limit of many (1)")
+    bits = commands.add_parser(
+        "bits",
+        parents=[own],
+        help="bits per dimension of the test images under a model",
+    )
+    bits.add_argument(
+        "model", help="a shipped model's name, such as digits, or a checkpoint"
+    )
+    bits.add_argument(
+        "--root",
+        help="folder with the data files (DDPM_NB_DATA, or a download)",
+    )
+    bits.add_argument(
+        "--images", type=int, help="the first so many test images (all)"
+    )
+    bits.add_argument(
+        "--draws",
+        type=int,
+        default=8,
+        help="draws of step and noise for each image (8)",
+    )
+    bits.add_argument(
+        "--finer",
+        type=int,
+        default=1,
+        help="steps in the place of each: 100 is the limit of many (1)",
+    )
     bits.add_argument("--seed", type=int, default=0, help="(0)")
-    bits.add_argument("--out", type=Path, help="where to keep what is done (bits/MODEL.safetensors)")
+    bits.add_argument(
+        "--out",
+        type=Path,
+        help="where to keep what is done (bits/MODEL.safetensors)",
+    )
 
-    judging = commands.add_parser("judge", parents=[own], help="judge images, from wherever they are, as samples")
-    judging.add_argument("images", type=Path, help="a folder of PNG files, or a .npy or .npz file of uint8 images")
-    judging.add_argument("--dataset", default="fashion_mnist", help="the data they should look like (fashion_mnist)")
-    judging.add_argument("--root", help="folder with the data files (DDPM_NB_DATA, or a download)")
-    judging.add_argument("--parts", type=int, default=4, help="equal parts of the images, for the errors (4)")
+    judging = commands.add_parser(
+        "judge",
+        parents=[own],
+        help="judge images, from wherever they are, as samples",
+    )
+    judging.add_argument(
+        "images",
+        type=Path,
+        help="a folder of PNG files, or a .npy or .npz file of uint8 images",
+    )
+    judging.add_argument(
+        "--dataset",
+        default="fashion_mnist",
+        help="the data they should look like (fashion_mnist)",
+    )
+    judging.add_argument(
+        "--root",
+        help="folder with the data files (DDPM_NB_DATA, or a download)",
+    )
+    judging.add_argument(
+        "--parts",
+        type=int,
+        default=4,
+        help="equal parts of the images, for the errors (4)",
+    )
     judging.add_argument("--seed", type=int, default=0, help="(0)")
     return parser
 
@@ -90,9 +175,17 @@ def options() -> argparse.ArgumentParser:
 def train(given: argparse.Namespace) -> None:
     """Train by the words of a command line."""
     device = default_device()
-    recipe = Recipe(**{setting.name: getattr(given, setting.name) for setting in fields(Recipe)}).on(device)
+    recipe = Recipe(
+        **{
+            setting.name: getattr(given, setting.name)
+            for setting in fields(Recipe)
+        }
+    ).on(device)
     accelerator = recipe.accelerator()
-    path = given.checkpoint or Path("checkpoints") / f"{recipe.dataset}.safetensors"
+    path = (
+        given.checkpoint
+        or Path("checkpoints") / f"{recipe.dataset}.safetensors"
+    )
     images = load_dataset(recipe.dataset, given.root).to(accelerator.device)
     learner = recipe.learner(accelerator.device)
     if path.exists():
@@ -106,13 +199,23 @@ def train(given: argparse.Namespace) -> None:
     )
     run = recipe.run(learner, images, accelerator, given.microbatches)
     if accelerator.is_main_process:
-        run = checkpointed(run, path, given.save_every, lambda: recipe.state(learner))
-    progress = tqdm(run, total=recipe.steps, initial=begin, unit="step", disable=not accelerator.is_main_process)
+        run = checkpointed(
+            run, path, given.save_every, lambda: recipe.state(learner)
+        )
+    progress = tqdm(
+        run,
+        total=recipe.steps,
+        initial=begin,
+        unit="step",
+        disable=not accelerator.is_main_process,
+    )
     for step in progress:
         if step.number % 20 == 0:
             recent = torch.stack(learner.losses[-20:]).mean().item()
             rate = progress.format_dict["rate"] or 0.0
-            progress.set_postfix_str(f"loss {recent:.4f}, {rate * recipe.batch_size:.0f} images/s")
+            progress.set_postfix_str(
+                f"loss {recent:.4f}, {rate * recipe.batch_size:.0f} images/s"
+            )
     accelerator.end_training()
 
 
@@ -121,33 +224,63 @@ def sample(given: argparse.Namespace) -> None:
     whole_number("images", given.images, least=1)
     make_kernel, model = SAMPLERS[given.sampler], load_model(given.model)
     if model.event[0] not in (1, 3):
-        raise ValueError(f"model = {given.model!r}: images of {model.event[0]} channels; a PNG has 1 or 3")
+        raise ValueError(
+            f"model = {given.model!r}: images of {model.event[0]} channels; a PNG has 1 or 3"
+        )
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    device, times = default_device(), GRIDS[given.grid](model.q.schedule, given.steps)
+    device, times = (
+        default_device(),
+        GRIDS[given.grid](model.q.schedule, given.steps),
+    )
     model.network.to(device)
     generator = torch.Generator().manual_seed(given.seed)
-    x_T = torch.randn(given.images, *model.event, generator=generator).to(device)
+    x_T = torch.randn(given.images, *model.event, generator=generator).to(
+        device
+    )
     kernel = make_kernel(model.q, clipped(model.denoiser))
-    images = last(tqdm(walk(kernel, x_T, times, generator), total=given.steps, unit="step")).x
+    images = last(
+        tqdm(
+            walk(kernel, x_T, times, generator), total=given.steps, unit="step"
+        )
+    ).x
     aside = given.out.with_name(f".{given.out.name}.tmp")
     picture(images, columns=16).save(aside, format="PNG")
     aside.replace(given.out)
-    print(f"{given.images} samples of {given.model} by {given.sampler} in {given.steps} steps: {given.out}")
+    print(
+        f"{given.images} samples of {given.model} by {given.sampler} in {given.steps} steps: {given.out}"
+    )
 
 
 def bits(given: argparse.Namespace) -> None:
     """Estimate the bound of test images by the words of a command line, or go on where it was stopped."""
     model, device = load_model(given.model), default_device()
     card = DATASETS[model.dataset]
-    images = load_dataset(model.dataset, given.root, split="test")[: given.images]
+    images = load_dataset(model.dataset, given.root, split="test")[
+        : given.images
+    ]
     model.network.to(device)
-    name = Path(given.model).stem + (f"-{given.finer}" if given.finer > 1 else "")
+    name = Path(given.model).stem + (
+        f"-{given.finer}" if given.finer > 1 else ""
+    )
     path = given.out or Path("bits") / f"{name}.safetensors"
-    about = {"dataset": model.dataset, "split": "test", "weights": weights_digest(model.network)}
+    about = {
+        "dataset": model.dataset,
+        "split": "test",
+        "weights": weights_digest(model.network),
+    }
     about |= {"finer": str(given.finer)} if given.finer > 1 else {}
     denoise = between_steps(model.denoiser, given.finer)
     reverse = fixed_variance(denoise.q, clipped(denoise))
-    run = bits_of_images(denoise.q, reverse, images.to(device), card.levels, given.draws, path, about, given.seed)
+    run = bits_of_images(
+        denoise.q,
+        reverse,
+        images.to(device),
+        card.levels,
+        given.draws,
+        path,
+        about,
+        given.seed,
+    )
     total = given.draws * -(-len(images) // 250) + 1
     *_, found = tqdm(run, total=total, unit="batch")
     print(
@@ -162,8 +295,16 @@ def judge(given: argparse.Namespace) -> None:
     card = DATASETS[given.dataset]
     images = images_from(given.images, (card.channels, card.side, card.side))
     space = load_features(given.dataset)
-    train, test = (load_dataset(given.dataset, given.root, split=split) for split in ("train", "test"))
-    print(report(judged(images, space, train, test, given.parts, given.seed), given.parts))
+    train, test = (
+        load_dataset(given.dataset, given.root, split=split)
+        for split in ("train", "test")
+    )
+    print(
+        report(
+            judged(images, space, train, test, given.parts, given.seed),
+            given.parts,
+        )
+    )
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -173,7 +314,9 @@ def main(words: Sequence[str] | None = None) -> None:
         words = ["train", *words]  # options alone are those of train
     given = options().parse_args(words)
     load_extension(given.extension)
-    {"train": train, "sample": sample, "bits": bits, "judge": judge}[given.command](given)
+    {"train": train, "sample": sample, "bits": bits, "judge": judge}[
+        given.command
+    ](given)
 
 
 if __name__ == "__main__":

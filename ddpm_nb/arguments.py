@@ -19,15 +19,21 @@ def choose(argument: str, name: str, options: Mapping[str, Value]) -> Value:
     """Return ``options[name]``; the error for another name lists the known ones and the nearest of them."""
     if name not in options:
         known = ", ".join(repr(option) for option in options)
-        raise ValueError(f"{argument} = {name!r}: expected one of {known}{nearest(str(name), options)}")
+        raise ValueError(
+            f"{argument} = {name!r}: expected one of {known}{nearest(str(name), options)}"
+        )
     return options[name]
 
 
 def whole_number(argument: str, value: object, least: int) -> int:
     """Return ``value`` as an int of at least ``least``; bools and floats are refused."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{argument} = {value!r}: expected a whole number, got {type(value).__name__}")
+        raise TypeError(
+            f"{argument} = {value!r}: expected a whole number, got {type(value).__name__}"
+        )
     number = value.__index__()
     if number < least:
-        raise ValueError(f"{argument} = {number}: expected a whole number of at least {least}")
+        raise ValueError(
+            f"{argument} = {number}: expected a whole number of at least {least}"
+        )
     return number

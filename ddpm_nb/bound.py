@@ -13,7 +13,13 @@ from ddpm_nb.denoiser import EPS, Denoiser, Parameterization, check_process
 from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.exact import GaussianMixture, expectation, hermite
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.schedule import NoiseSchedule, Time, Variance, added_var, coefficient
+from ddpm_nb.schedule import (
+    NoiseSchedule,
+    Time,
+    Variance,
+    added_var,
+    coefficient,
+)
 
 __all__ = [
     "BoundTerms",
@@ -38,8 +44,12 @@ __all__ = [
     "x_0_weight",
 ]
 
-Decoder = Callable[[Tensor, Gaussian], Tensor]  # (x_0, p(x_0 | x_1)) -> log probability in nats, (batch,)
-Reverse = Callable[[Tensor, Time], Gaussian]  # (x_t, t) -> p(x_{t−1} | x_t); t is 1, or a tensor of steps from 2 on
+Decoder = Callable[
+    [Tensor, Gaussian], Tensor
+]  # (x_0, p(x_0 | x_1)) -> log probability in nats, (batch,)
+Reverse = Callable[
+    [Tensor, Time], Gaussian
+]  # (x_t, t) -> p(x_{t−1} | x_t); t is 1, or a tensor of steps from 2 on
 
 
 def simple_loss(
@@ -82,7 +92,9 @@ class BoundTerms:
 
 def prior_term(q: GaussianDiffusion, x_0: Tensor) -> Tensor:
     """L_T = KL(q(x_T | x_0) ‖ N(0, I)), ``(batch,)``: no parameter in it. Book: [](#eq-prior-term)."""
-    return q.marginal(x_0, q.schedule.T).kl(Gaussian(torch.zeros_like(x_0), 1.0))
+    return q.marginal(x_0, q.schedule.T).kl(
+        Gaussian(torch.zeros_like(x_0), 1.0)
+    )
 
 
 def step_term(
@@ -94,10 +106,18 @@ def step_term(
     variance: Variance = posterior_var,
 ) -> Tensor:
     """L_{t−1} = KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)), ``(batch,)``, for t ≥ 2. Book: [](#eq-step-term)."""
-    return q.posterior(x_0, x_t, t - 1, t).kl(reverse_step(q, denoise, x_t, t, variance))
+    return q.posterior(x_0, x_t, t - 1, t).kl(
+        reverse_step(q, denoise, x_t, t, variance)
+    )
 
 
-def reconstruction_term(q: GaussianDiffusion, denoise: Denoiser, x_0: Tensor, x_1: Tensor, decoder: Decoder) -> Tensor:
+def reconstruction_term(
+    q: GaussianDiffusion,
+    denoise: Denoiser,
+    x_0: Tensor,
+    x_1: Tensor,
+    decoder: Decoder,
+) -> Tensor:
     """L_0 = −log p(x_0 | x_1), ``(batch,)``, with p's mean x̂_0 and variance β_1 handed to ``decoder``."""
     return -decoder(x_0, reverse_step(q, denoise, x_1, 1))
 
@@ -127,17 +147,27 @@ def bound_terms(
             x_t = q.marginal(x_0, t).sample(generator)
             steps.append(step_term(q, denoise, x_0, x_t, t, variance)[None])
         x_1 = q.marginal(x_0, 1).sample(generator)
-        return BoundTerms(prior_term(q, x_0), torch.cat(steps), reconstruction_term(q, denoise, x_0, x_1, decoder))
+        return BoundTerms(
+            prior_term(q, x_0),
+            torch.cat(steps),
+            reconstruction_term(q, denoise, x_0, x_1, decoder),
+        )
 
 
-def fixed_variance(q: GaussianDiffusion, denoise: Denoiser, variance: Variance = posterior_var) -> Reverse:
+def fixed_variance(
+    q: GaussianDiffusion, denoise: Denoiser, variance: Variance = posterior_var
+) -> Reverse:
     """Return (x_t, t) ↦ p(x_{t−1} | x_t), :func:`reverse_step`: its variance is that of the two levels alone."""
     check_process(q, denoise)
     return lambda x_t, t: reverse_step(q, denoise, x_t, t, variance)
 
 
 def bound_draw(
-    q: GaussianDiffusion, reverse: Reverse, x_0: Tensor, generator: torch.Generator, decoder: Decoder
+    q: GaussianDiffusion,
+    reverse: Reverse,
+    x_0: Tensor,
+    generator: torch.Generator,
+    decoder: Decoder,
 ) -> BoundTerms:
     """L_T, L_0, and *one* step term of each sample, times T − 1: on average :attr:`BoundTerms.total` is the bound.
 
@@ -146,12 +176,18 @@ def bound_draw(
     """
     n, T = len(x_0), q.schedule.T
     place = (torch.arange(n) + torch.rand((), generator=generator)) / n
-    t = 2 + ((T - 1) * place[torch.randperm(n, generator=generator)]).long().clamp(max=T - 2).to(x_0.device)
+    t = 2 + (
+        (T - 1) * place[torch.randperm(n, generator=generator)]
+    ).long().clamp(max=T - 2).to(x_0.device)
     with torch.no_grad():
         x_t = q.marginal(x_0, t).sample(generator)
         step = q.posterior(x_0, x_t, t - 1, t).kl(reverse(x_t, t))
         x_1 = q.marginal(x_0, 1).sample(generator)
-        return BoundTerms(prior_term(q, x_0), (T - 1) * step[None], -decoder(x_0, reverse(x_1, 1)))
+        return BoundTerms(
+            prior_term(q, x_0),
+            (T - 1) * step[None],
+            -decoder(x_0, reverse(x_1, 1)),
+        )
 
 
 def x_0_weight(schedule: NoiseSchedule, t: Time) -> Tensor:
@@ -163,14 +199,19 @@ def x_0_weight(schedule: NoiseSchedule, t: Time) -> Tensor:
     return torch.as_tensor(0.5 * (before.snr - here.snr), dtype=torch.float64)
 
 
-def eps_weight(schedule: NoiseSchedule, t: Time, variance: Variance = posterior_var) -> Tensor:
+def eps_weight(
+    schedule: NoiseSchedule, t: Time, variance: Variance = posterior_var
+) -> Tensor:
     """Factor of ‖ε − ε̂‖² in L_{t−1}: β_t² / (2 σ_t² α_t (1 − ᾱ_t)), for t ≥ 2 where σ² = β̃.
 
     Source: Ho et al. (12), Vilhes (7). Book: [the weight on the noise](#eq-eps-weight).
     """
     before, here = schedule.levels(t - 1, t)
     beta, alpha = added_var(before, here), here.alpha_bar / before.alpha_bar
-    return torch.as_tensor(beta**2 / (2 * variance(before, here) * alpha * here.noise_var), dtype=torch.float64)
+    return torch.as_tensor(
+        beta**2 / (2 * variance(before, here) * alpha * here.noise_var),
+        dtype=torch.float64,
+    )
 
 
 def density_decoder(x_0: Tensor, law: Gaussian) -> Tensor:
@@ -190,13 +231,27 @@ def discretized_decoder(levels: int) -> Decoder:
 
     def log_prob(x_0: Tensor, law: Gaussian) -> Tensor:
         std = law.var.sqrt()
-        upper = torch.where(x_0 > 1 - half, math.inf, (x_0 + half - law.mean) / std)
-        lower = torch.where(x_0 < -1 + half, -math.inf, (x_0 - half - law.mean) / std)
+        upper = torch.where(
+            x_0 > 1 - half, math.inf, (x_0 + half - law.mean) / std
+        )
+        lower = torch.where(
+            x_0 < -1 + half, -math.inf, (x_0 - half - law.mean) / std
+        )
         # Mirror to the lower tail, where differences of the distribution function keep their digits.
         flip = lower + upper > 0
-        low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
-        log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
-        return (log_high + torch.log(-torch.expm1(log_low - log_high))).flatten(1).sum(1)
+        low, high = (
+            torch.where(flip, -upper, lower),
+            torch.where(flip, -lower, upper),
+        )
+        log_high, log_low = (
+            torch.special.log_ndtr(high),
+            torch.special.log_ndtr(low),
+        )
+        return (
+            (log_high + torch.log(-torch.expm1(log_low - log_high)))
+            .flatten(1)
+            .sum(1)
+        )
 
     return log_prob
 
@@ -226,14 +281,27 @@ def ledger(terms: BoundTerms) -> Ledger:
     """Average the terms over their batch; ``ValueError`` for fewer than two samples."""
     n = terms.prior.shape[0]
     if n < 2:
-        raise ValueError(f"{n} samples: expected at least two, a standard error needs them")
-    rows = torch.cat([terms.reconstruction[None], terms.steps, terms.prior[None]])
+        raise ValueError(
+            f"{n} samples: expected at least two, a standard error needs them"
+        )
+    rows = torch.cat(
+        [terms.reconstruction[None], terms.steps, terms.prior[None]]
+    )
     total = terms.total
-    return Ledger(rows.mean(1), rows.std(1) / math.sqrt(n), total.mean(), total.std() / math.sqrt(n))
+    return Ledger(
+        rows.mean(1),
+        rows.std(1) / math.sqrt(n),
+        total.mean(),
+        total.std() / math.sqrt(n),
+    )
 
 
 def reverse_step(
-    q: GaussianDiffusion, denoise: Denoiser, x_t: Tensor, t: Time, variance: Variance = posterior_var
+    q: GaussianDiffusion,
+    denoise: Denoiser,
+    x_t: Tensor,
+    t: Time,
+    variance: Variance = posterior_var,
 ) -> Gaussian:
     """p(x_{t−1} | x_t), the model's step as the bound scores it: at t = 1, where β̃_1 = 0, its variance is β_1.
 
@@ -242,7 +310,12 @@ def reverse_step(
     before, here = q.schedule.levels(t - 1, t)
     mean = q.posterior(denoise(x_t, t), x_t, t - 1, t).mean
     first = not isinstance(t, Tensor) and t == 1
-    return Gaussian(mean, coefficient(added_var(before, here) if first else variance(before, here), x_t))
+    return Gaussian(
+        mean,
+        coefficient(
+            added_var(before, here) if first else variance(before, here), x_t
+        ),
+    )
 
 
 def step_gap(
@@ -261,11 +334,17 @@ def step_gap(
     """
     s = t - 1
     ahead = q.transition(x_s, s, t).log_prob(x_t)
-    true = law.diffused(q, s).log_prob(x_s) + ahead - law.diffused(q, t).log_prob(x_t)
+    true = (
+        law.diffused(q, s).log_prob(x_s)
+        + ahead
+        - law.diffused(q, t).log_prob(x_t)
+    )
     return true - reverse_step(q, denoise, x_t, t, variance).log_prob(x_s)
 
 
-def _prior_gap(law: GaussianMixture, q: GaussianDiffusion, x_T: Tensor) -> Tensor:
+def _prior_gap(
+    law: GaussianMixture, q: GaussianDiffusion, x_T: Tensor
+) -> Tensor:
     """log q(x_T) − log p(x_T), ``(batch,)``."""
     prior = Gaussian(torch.zeros_like(x_T), 1.0)
     return law.diffused(q, q.schedule.T).log_prob(x_T) - prior.log_prob(x_T)
@@ -290,7 +369,9 @@ def gap_terms(
             x_t = q.transition(x_s, t - 1, t).sample(generator)
             steps.append(step_gap(law, q, denoise, x_s, x_t, t, variance))
             x_s = x_t
-        return BoundTerms(_prior_gap(law, q, x_s), torch.stack(steps)[1:], steps[0])
+        return BoundTerms(
+            _prior_gap(law, q, x_s), torch.stack(steps)[1:], steps[0]
+        )
 
 
 def exact_gaps(
@@ -308,10 +389,17 @@ def exact_gaps(
             ahead = q.transition(x_s, t - 1, t)
             x_t = ahead.from_noise(z)
             pairs = x_s.expand_as(x_t).reshape(-1, 1), x_t.reshape(-1, 1)
-            return step_gap(law, q, denoise, *pairs, t, variance).reshape(x_t.shape) @ weights
+            return (
+                step_gap(law, q, denoise, *pairs, t, variance).reshape(
+                    x_t.shape
+                )
+                @ weights
+            )
 
         return expectation(law.diffused(q, t - 1), given, nodes)
 
     T = q.schedule.T
-    prior = expectation(law.diffused(q, T), lambda x_T: _prior_gap(law, q, x_T), nodes)
+    prior = expectation(
+        law.diffused(q, T), lambda x_T: _prior_gap(law, q, x_T), nodes
+    )
     return torch.stack([*(kl(t) for t in range(1, T + 1)), prior])

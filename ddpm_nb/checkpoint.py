@@ -23,7 +23,9 @@ class CheckpointError(ValueError):
     """A file is missing, truncated, altered, or not a checkpoint of this package."""
 
 
-def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    path: str | os.PathLike[str], state: Mapping[str, Any]
+) -> Path:
     """Write a nested state of dicts, lists, tuples, tensors, numbers, strings and None to ``path``.
 
     The bytes go to a temporary file in the same folder, reach the disk, and are renamed over ``path``: whatever
@@ -37,7 +39,11 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> P
     path = Path(path)
     tensors: dict[str, Tensor] = {}
     document = json.dumps(_encode(state, "", tensors))
-    metadata = {"format": _FORMAT, "document": document, "sha256": _digest(document, tensors)}
+    metadata = {
+        "format": _FORMAT,
+        "document": document,
+        "sha256": _digest(document, tensors),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -61,7 +67,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        there = sorted(p.name for p in path.parent.glob("*.safetensors")) if path.parent.is_dir() else []
+        there = (
+            sorted(p.name for p in path.parent.glob("*.safetensors"))
+            if path.parent.is_dir()
+            else []
+        )
         hint = f"; the folder holds {', '.join(there)}" if there else ""
         raise CheckpointError(f"{path}: no such checkpoint{hint}")
     try:
@@ -69,12 +79,18 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
+        raise CheckpointError(
+            f"{path}: truncated or not a safetensors file ({error})"
+        ) from error
     if metadata.get("format") != _FORMAT:
-        raise CheckpointError(f"{path}: a safetensors file, but not a checkpoint written by save_checkpoint")
+        raise CheckpointError(
+            f"{path}: a safetensors file, but not a checkpoint written by save_checkpoint"
+        )
     document = metadata.get("document", "")
     if metadata.get("sha256") != _digest(document, tensors):
-        raise CheckpointError(f"{path}: the content does not match its SHA-256; the file was altered or damaged")
+        raise CheckpointError(
+            f"{path}: the content does not match its SHA-256; the file was altered or damaged"
+        )
     return _decode(json.loads(document), tensors)
 
 
@@ -91,24 +107,39 @@ def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     """Turn ``value`` into JSON, moving tensors to ``tensors`` under the name of the place they stood at."""
     if torch.is_tensor(value):
         name = where
-        while name in tensors:  # keys "a/b" and "a" of "b", or 1 and "1", stand at places that read alike
+        while (
+            name in tensors
+        ):  # keys "a/b" and "a" of "b", or 1 and "1", stand at places that read alike
             name += "/"
         tensors[name] = value.detach().to("cpu").clone().contiguous()
         return {"tensor": name}
     if isinstance(value, Mapping):
-        return {"items": [[_key(k, where), _encode(v, f"{where}/{k}", tensors)] for k, v in value.items()]}
+        return {
+            "items": [
+                [_key(k, where), _encode(v, f"{where}/{k}", tensors)]
+                for k, v in value.items()
+            ]
+        }
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [_encode(v, f"{where}/{i}", tensors) for i, v in enumerate(value)]}
+        return {
+            kind: [
+                _encode(v, f"{where}/{i}", tensors) for i, v in enumerate(value)
+            ]
+        }
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"state{where.replace('/', '.')}: cannot save a {type(value).__name__}; expected a tensor or JSON")
+    raise TypeError(
+        f"state{where.replace('/', '.')}: cannot save a {type(value).__name__}; expected a tensor or JSON"
+    )
 
 
 def _key(key: Any, where: str) -> str | int:
     if isinstance(key, str | int) and not isinstance(key, bool):
         return key
-    raise TypeError(f"state{where.replace('/', '.')}: key {key!r}: expected a string or a whole number")
+    raise TypeError(
+        f"state{where.replace('/', '.')}: key {key!r}: expected a string or a whole number"
+    )
 
 
 def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:

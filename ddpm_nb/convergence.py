@@ -48,13 +48,22 @@ def power_law(sizes: Sequence[float], errors: Sequence[float]) -> PowerLaw:
     The interval is that of the fitted slope: it measures the scatter about the line, not a curve in the points.
     """
     if len(sizes) < 3:
-        raise ValueError(f"{len(sizes)} sizes: expected at least 3, an interval needs them")
+        raise ValueError(
+            f"{len(sizes)} sizes: expected at least 3, an interval needs them"
+        )
     line = stats.linregress(np.log(sizes), np.log(errors))
-    return PowerLaw(float(line.slope), float(stats.t.ppf(0.975, len(sizes) - 2) * line.stderr))
+    return PowerLaw(
+        float(line.slope),
+        float(stats.t.ppf(0.975, len(sizes) - 2) * line.stderr),
+    )
 
 
 def expected_after(
-    tests: Callable[[Tensor], Tensor], kernel: GaussianKernel, line: Tensor, p: Tensor, times: Sequence[int]
+    tests: Callable[[Tensor], Tensor],
+    kernel: GaussianKernel,
+    line: Tensor,
+    p: Tensor,
+    times: Sequence[int],
 ) -> Tensor:
     """E[tests(x)] after a walk of ``kernel`` down ``times``, for a start with density p on the grid: ``(m,)``.
 
@@ -77,31 +86,48 @@ def expected_after(
 
 def _densities(law: Gaussian, line: Tensor) -> Tensor:
     """Density at ``line`` of a step from each of its points, ``(from, to)``."""
-    spacing, narrowest = (line[1, 0] - line[0, 0]).item(), law.var.min().sqrt().item()
+    spacing, narrowest = (
+        (line[1, 0] - line[0, 0]).item(),
+        law.var.min().sqrt().item(),
+    )
     if not spacing < narrowest:
-        raise ValueError(f"line: its spacing {spacing:.3g} is too wide for a standard deviation of {narrowest:.3g}")
+        raise ValueError(
+            f"line: its spacing {spacing:.3g} is too wide for a standard deviation of {narrowest:.3g}"
+        )
     z = (line.mT - law.mean) / law.var.sqrt()
     return (-0.5 * z.square()).exp() / (2 * torch.pi * law.var).sqrt()
 
 
-def finite_differences(process: Process, line: Tensor, p: Tensor, times: Tensor) -> Iterator[tuple[float, Tensor]]:
+def finite_differences(
+    process: Process, line: Tensor, p: Tensor, times: Tensor
+) -> Iterator[tuple[float, Tensor]]:
     """Yield (u, density at ``line``) after each step of the Fokker–Planck equation of the process, from density p.
 
     Central differences on the grid ``(n, 1)`` and the trapezoidal rule in time (Crank–Nicolson): the error is of second
     order in both. Book: [Fokker–Planck](#eq-s5-fokker-planck).
     """
-    h, identity = (line[1, 0] - line[0, 0]).item(), torch.eye(len(line), dtype=line.dtype)
+    h, identity = (
+        (line[1, 0] - line[0, 0]).item(),
+        torch.eye(len(line), dtype=line.dtype),
+    )
     above, below = identity.roll(1, 1).triu(), identity.roll(-1, 1).tril()
-    first, second = (above - below) / (2 * h), (above - 2 * identity + below) / h**2
+    first, second = (
+        (above - below) / (2 * h),
+        (above - 2 * identity + below) / h**2,
+    )
     for u, v in pairwise(times.tolist()):
         middle = (u + v) / 2
         spread = process.arrow * 0.5 * process.diffusion(middle) ** 2 * second
-        half = 0.5 * (v - u) * (spread - first * process.drift(line, middle)[:, 0])
+        half = (
+            0.5 * (v - u) * (spread - first * process.drift(line, middle)[:, 0])
+        )
         p = torch.linalg.solve(identity - half, p + half @ p)
         yield v, p
 
 
-def flow_map(sde: VPSDE, data: GaussianMixture, x: Tensor, u: float, v: float) -> Tensor:
+def flow_map(
+    sde: VPSDE, data: GaussianMixture, x: Tensor, u: float, v: float
+) -> Tensor:
     """Where the probability flow takes the points x ``(n, 1)`` from time u to time v, for data on a line.
 
     Paths do not cross, so a point keeps its rank: Q_v(x_v) = Q_u(x_u), solved by bisection. Book: [](#eq-s5-rank).
@@ -113,15 +139,24 @@ def flow_map(sde: VPSDE, data: GaussianMixture, x: Tensor, u: float, v: float) -
         return (law.weights * torch.special.ndtr(z)).sum(1, keepdim=True)
 
     reach = 2 * x.abs().max() + data.means.abs().max() + 1
-    low, high, wanted = -reach * torch.ones_like(x), reach * torch.ones_like(x), rank(x, u)
+    low, high, wanted = (
+        -reach * torch.ones_like(x),
+        reach * torch.ones_like(x),
+        rank(x, u),
+    )
     for _ in range(60):
         middle = (low + high) / 2
         below = rank(middle, v) < wanted
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        low, high = (
+            torch.where(below, middle, low),
+            torch.where(below, high, middle),
+        )
     return (low + high) / 2
 
 
-def delivered_variance(kernel: GaussianKernel, times: Sequence[int], d: int = 1) -> Tensor:
+def delivered_variance(
+    kernel: GaussianKernel, times: Sequence[int], d: int = 1
+) -> Tensor:
     """Variance of x_0 after a walk from N(0, I), for a kernel that is linear and odd in x: ``(d,)``, without sampling.
 
     With the denoiser of N(0, diag v) one step is x_s = c x_t + σ z in each coordinate, so that a variance V becomes
@@ -138,5 +173,7 @@ def delivered_variance(kernel: GaussianKernel, times: Sequence[int], d: int = 1)
 def coarsened(z: Tensor, factor: int) -> Tensor:
     """Return the noise of the same Brownian path over steps ``factor`` times as long: sums of z, over √factor."""
     if len(z) % factor:
-        raise ValueError(f"factor = {factor}: expected a divisor of the {len(z)} steps")
+        raise ValueError(
+            f"factor = {factor}: expected a divisor of the {len(z)} steps"
+        )
     return z.reshape(-1, factor, *z.shape[1:]).sum(1) / factor**0.5

@@ -18,7 +18,14 @@ from torch import Tensor
 from ddpm_nb.arguments import choose
 from ddpm_nb.registry import Registry
 
-__all__ = ["DATASETS", "DataError", "Dataset", "IDXFiles", "load_dataset", "load_labels"]
+__all__ = [
+    "DATASETS",
+    "DataError",
+    "Dataset",
+    "IDXFiles",
+    "load_dataset",
+    "load_labels",
+]
 
 
 class DataError(ValueError):
@@ -26,7 +33,9 @@ class DataError(ValueError):
 
 
 Root = str | os.PathLike[str] | None
-Load = Callable[[str, Root], tuple[Tensor, Tensor]]  # (split, root) -> images and labels, see load_dataset
+Load = Callable[
+    [str, Root], tuple[Tensor, Tensor]
+]  # (split, root) -> images and labels, see load_dataset
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,9 @@ def load_dataset(name: str, root: Root = None, split: str = "train") -> Tensor:
         )
     low, high = (value.item() for value in images.aminmax())
     if not -1 <= low <= high <= 1:
-        raise DataError(f"dataset {name!r}: values from {low:.3g} to {high:.3g}; expected them in [−1, 1]")
+        raise DataError(
+            f"dataset {name!r}: values from {low:.3g} to {high:.3g}; expected them in [−1, 1]"
+        )
     return images
 
 
@@ -109,15 +120,25 @@ def load_labels(name: str, root: Root = None, split: str = "train") -> Tensor:
 
 
 def _digits(split: str, root: Root) -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import load_digits  # a second to import, needed here only
+    from sklearn.datasets import (
+        load_digits,
+    )  # a second to import, needed here only
     from sklearn.model_selection import train_test_split
 
     choose("split", split, _SPLITS)
     bunch = load_digits()
     # Of each class its share, drawn at random: the set is in an order of its own, and every fifth image is another law.
-    parts = train_test_split(bunch.images, bunch.target, test_size=0.2, stratify=bunch.target, random_state=0)
+    parts = train_test_split(
+        bunch.images,
+        bunch.target,
+        test_size=0.2,
+        stratify=bunch.target,
+        random_state=0,
+    )
     images, labels = parts[split == "test" :: 2]
-    return torch.from_numpy(images.astype(np.float32))[:, None].div_(8.0).sub_(1.0), torch.from_numpy(labels)
+    return torch.from_numpy(images.astype(np.float32))[:, None].div_(8.0).sub_(
+        1.0
+    ), torch.from_numpy(labels)
 
 
 @dataclass(frozen=True)
@@ -138,22 +159,41 @@ class IDXFiles:
     def __call__(self, split: str, root: Root) -> tuple[Tensor, Tensor]:
         """Return the verified images and labels of a split, see :func:`load_dataset`."""
         images, labels = (
-            f"{choose('split', split, _SPLITS)}-{kind}" for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+            f"{choose('split', split, _SPLITS)}-{kind}"
+            for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
         )
-        root = root if root is not None else os.environ.get("DDPM_NB_DATA") or None
-        paths = _local(self.name, Path(root), self.md5) if root is not None else _downloaded(self)
-        contents = {file: _verified(path, file, self.md5) for file, path in paths.items()}
-        pixels = np.frombuffer(contents[images], np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        root = (
+            root if root is not None else os.environ.get("DDPM_NB_DATA") or None
+        )
+        paths = (
+            _local(self.name, Path(root), self.md5)
+            if root is not None
+            else _downloaded(self)
+        )
+        contents = {
+            file: _verified(path, file, self.md5)
+            for file, path in paths.items()
+        }
+        pixels = np.frombuffer(contents[images], np.uint8, offset=16).reshape(
+            -1, 1, 28, 28
+        )
         numbers = np.frombuffer(contents[labels], np.uint8, offset=8)
-        scaled = torch.from_numpy(pixels.astype(np.float32)).div_(127.5).sub_(1.0)
+        scaled = (
+            torch.from_numpy(pixels.astype(np.float32)).div_(127.5).sub_(1.0)
+        )
         return scaled, torch.from_numpy(numbers.astype(np.int64))
 
 
 def _local(name: str, root: Path, files: Iterable[str]) -> dict[str, Path]:
     """Find the four files in ``root`` or ``root/name``, gzipped or not."""
     folder = root / name if (root / name).is_dir() else root
-    candidates = {file: [folder / file, folder / f"{file}.gz"] for file in files}
-    found = {file: next((p for p in paths if p.is_file()), None) for file, paths in candidates.items()}
+    candidates = {
+        file: [folder / file, folder / f"{file}.gz"] for file in files
+    }
+    found = {
+        file: next((p for p in paths if p.is_file()), None)
+        for file, paths in candidates.items()
+    }
     missing = [file for file, path in found.items() if path is None]
     if missing:
         raise DataError(
@@ -168,12 +208,22 @@ def _verified(path: Path, file: str, md5: Mapping[str, str]) -> bytes:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
     except (EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path}: truncated or not a gzip file ({error})") from error
+        raise DataError(
+            f"{path}: truncated or not a gzip file ({error})"
+        ) from error
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if digest != md5[file]:
-        twin = next((other for other, known in md5.items() if known == digest), None)
-        what = f"holds {twin}" if twin else f"is truncated or another file ({len(content)} bytes, md5 {digest})"
-        raise DataError(f"{path}: {what}; expected {file} with md5 {md5[file]} once uncompressed")
+        twin = next(
+            (other for other, known in md5.items() if known == digest), None
+        )
+        what = (
+            f"holds {twin}"
+            if twin
+            else f"is truncated or another file ({len(content)} bytes, md5 {digest})"
+        )
+        raise DataError(
+            f"{path}: {what}; expected {file} with md5 {md5[file]} once uncompressed"
+        )
     return content
 
 
@@ -184,10 +234,17 @@ def _downloaded(files: IDXFiles) -> dict[str, Path]:
     registry = {file: f"md5:{digest}" for file, digest in files.md5.items()}
     urls = {file: f"{files.url}{file}.gz" for file in files.md5}
     cache = pooch.create(
-        path=pooch.os_cache("ddpm_nb") / files.name, base_url=files.url, registry=registry, urls=urls, retry_if_failed=2
+        path=pooch.os_cache("ddpm_nb") / files.name,
+        base_url=files.url,
+        registry=registry,
+        urls=urls,
+        retry_if_failed=2,
     )
     try:
-        return {file: Path(cache.fetch(file, downloader=_fetch_gzipped)) for file in files.md5}
+        return {
+            file: Path(cache.fetch(file, downloader=_fetch_gzipped))
+            for file in files.md5
+        }
     except (OSError, ValueError) as error:
         raise DataError(
             f"could not download {files.name} from {files.url}: {error}. "
@@ -201,17 +258,23 @@ def _fetch_gzipped(url: str, output_file: str, pooch_: object) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "packed.gz"
-        pooch.HTTPDownloader(progressbar=True, timeout=60)(url, str(packed), pooch_)
+        pooch.HTTPDownloader(progressbar=True, timeout=60)(
+            url, str(packed), pooch_
+        )
         try:
             Path(output_file).write_bytes(gzip.decompress(packed.read_bytes()))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{url}: truncated or not a gzip file ({error})") from error
+            raise ValueError(
+                f"{url}: truncated or not a gzip file ({error})"
+            ) from error
 
 
 DATASETS: Registry[Dataset] = Registry(
     "dataset",
     {
-        "digits": Dataset(side=8, channels=1, levels=17, classes=_NUMERALS, load=_digits),
+        "digits": Dataset(
+            side=8, channels=1, levels=17, classes=_NUMERALS, load=_digits
+        ),
         "fashion_mnist": Dataset(
             side=28,
             channels=1,

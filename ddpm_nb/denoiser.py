@@ -54,19 +54,31 @@ class Parameterization:
     def __repr__(self) -> str:
         return self.name.upper()
 
-    def target(self, q: GaussianDiffusion, x_0: Tensor, eps: Tensor, t: Time) -> Tensor:
+    def target(
+        self, q: GaussianDiffusion, x_0: Tensor, eps: Tensor, t: Time
+    ) -> Tensor:
         """y = a x_0 + b ε, what the network should answer. Shape of ``x_0``."""
         a, b = self.weights(q.schedule.level(t))
         return weighted_sum(a, x_0, b, eps)
 
-    def x_0(self, q: GaussianDiffusion, y: Tensor, x_t: Tensor, t: Time) -> Tensor:
+    def x_0(
+        self, q: GaussianDiffusion, y: Tensor, x_t: Tensor, t: Time
+    ) -> Tensor:
         """x̂_0 = (b x_t − √(1−ᾱ) y)/det with det = b √ᾱ − a √(1−ᾱ). Shape of ``x_t``."""
         level = q.schedule.level(t)
         a, b = self.weights(level)
         det = b * level.signal - a * level.noise
         return weighted_sum(b / det, x_t, -level.noise / det, y)
 
-    def error(self, q: GaussianDiffusion, y: Tensor, x_0: Tensor, eps: Tensor, x_t: Tensor, t: Time) -> Tensor:
+    def error(
+        self,
+        q: GaussianDiffusion,
+        y: Tensor,
+        x_0: Tensor,
+        eps: Tensor,
+        x_t: Tensor,
+        t: Time,
+    ) -> Tensor:
         """ŷ − y, what training makes small in the network's answer ``y`` at x_t. Shape of ``x_0``."""
         return y - self.target(q, x_0, eps, t)
 
@@ -75,7 +87,9 @@ class Parameterization:
         """Numbers that the network answers for each pixel and channel."""
         return 1
 
-    def eps(self, q: GaussianDiffusion, y: Tensor, x_t: Tensor, t: Time) -> Tensor:
+    def eps(
+        self, q: GaussianDiffusion, y: Tensor, x_t: Tensor, t: Time
+    ) -> Tensor:
         """ε̂ = (√ᾱ y − a x_t)/det with det = b √ᾱ − a √(1−ᾱ). Shape of ``x_t``."""
         level = q.schedule.level(t)
         a, b = self.weights(level)
@@ -92,7 +106,9 @@ V = Parameterization("v", lambda level: (-level.noise, level.signal))
 SCORE = Parameterization("score", lambda level: (0.0, -1 / level.noise))
 """The score of q(x_t | x_0): y = −ε/√(1−ᾱ)."""
 
-PARAMETERIZATIONS: Registry[Parameterization] = Registry("parameterization", {p.name: p for p in (EPS, X0, V, SCORE)})
+PARAMETERIZATIONS: Registry[Parameterization] = Registry(
+    "parameterization", {p.name: p for p in (EPS, X0, V, SCORE)}
+)
 """The parameterizations by the names that notebooks and checkpoints use."""
 
 
@@ -117,13 +133,23 @@ class NetworkDenoiser:
     q: GaussianDiffusion
 
     def __post_init__(self) -> None:
-        if not isinstance(self.parameterization, Parameterization) or not isinstance(self.q, GaussianDiffusion):
-            raise TypeError("expected NetworkDenoiser(network, parameterization, q), as in (net, EPS, q)")
+        if not isinstance(
+            self.parameterization, Parameterization
+        ) or not isinstance(self.q, GaussianDiffusion):
+            raise TypeError(
+                "expected NetworkDenoiser(network, parameterization, q), as in (net, EPS, q)"
+            )
 
     def __call__(self, x_t: Tensor, t: Time) -> Tensor:
         """Return x̂_0, of the shape of ``x_t``."""
-        steps = t if isinstance(t, Tensor) else x_t.new_full(x_t.shape[:1], t, dtype=torch.long)
-        return self.parameterization.x_0(self.q, self.network(x_t, steps), x_t, t)
+        steps = (
+            t
+            if isinstance(t, Tensor)
+            else x_t.new_full(x_t.shape[:1], t, dtype=torch.long)
+        )
+        return self.parameterization.x_0(
+            self.q, self.network(x_t, steps), x_t, t
+        )
 
 
 def between_steps(denoise: NetworkDenoiser, finer: int) -> NetworkDenoiser:
@@ -141,24 +167,39 @@ def between_steps(denoise: NetworkDenoiser, finer: int) -> NetworkDenoiser:
     return NetworkDenoiser(asked, denoise.parameterization, q)
 
 
-def predicted_noise(q: GaussianDiffusion, denoise: Denoiser, x_t: Tensor, t: Time) -> Tensor:
+def predicted_noise(
+    q: GaussianDiffusion, denoise: Denoiser, x_t: Tensor, t: Time
+) -> Tensor:
     """Return ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ) of a denoiser at x_t, for t ≥ 1. Shape of ``x_t``."""
     level = q.schedule.level(t)
-    return weighted_sum(1 / level.noise, x_t, -level.signal / level.noise, denoise(x_t, t))
+    return weighted_sum(
+        1 / level.noise, x_t, -level.signal / level.noise, denoise(x_t, t)
+    )
 
 
-def check_process(q: GaussianDiffusion, part: object, what: str = "denoiser") -> None:
+def check_process(
+    q: GaussianDiffusion, part: object, what: str = "denoiser"
+) -> None:
     """Raise ``ValueError`` if ``part`` knows its own forward process, ``part.q``, and that is another one than ``q``.
 
     A step would take its levels from one schedule and x̂_0 from another: samples that look fine and are wrong.
     """
     own = getattr(part, "q", None)
-    if not isinstance(own, GaussianDiffusion) or own is q or own.schedule is q.schedule:
+    if (
+        not isinstance(own, GaussianDiffusion)
+        or own is q
+        or own.schedule is q.schedule
+    ):
         return
     tables = own.schedule.log_alpha_bars, q.schedule.log_alpha_bars
     # The last digit of a cosine is the processor's: a stored table and one made here may differ in it.
-    if own.schedule.T != q.schedule.T or not torch.allclose(*tables, rtol=1e-9, atol=0.0):
-        ours, theirs = (schedule.level(schedule.T).signal for schedule in (q.schedule, own.schedule))
+    if own.schedule.T != q.schedule.T or not torch.allclose(
+        *tables, rtol=1e-9, atol=0.0
+    ):
+        ours, theirs = (
+            schedule.level(schedule.T).signal
+            for schedule in (q.schedule, own.schedule)
+        )
         raise ValueError(
             f"q: a schedule of T = {q.schedule.T} steps that ends at √ᾱ_T = {ours:.3g}, but the {what}'s has "
             f"T = {own.schedule.T} and √ᾱ_T = {theirs:.3g}; expected the {what}'s own q"
@@ -186,7 +227,9 @@ class Clipped(_Wrapped):
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise ValueError(f"low = {self.low}, high = {self.high}: expected low < high")
+            raise ValueError(
+                f"low = {self.low}, high = {self.high}: expected low < high"
+            )
 
     def __call__(self, x_t: Tensor, t: Time) -> Tensor:
         """Return x̂_0, of the shape of ``x_t``."""
@@ -206,7 +249,9 @@ class Thresholded(_Wrapped):
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise ValueError(f"share = {self.share}: expected a share of the pixels, above 0 and at most 1")
+            raise ValueError(
+                f"share = {self.share}: expected a share of the pixels, above 0 and at most 1"
+            )
 
     def __call__(self, x_t: Tensor, t: Time) -> Tensor:
         """Return x̂_0, of the shape of ``x_t``."""

@@ -9,9 +9,21 @@ import torch
 from torch import Tensor
 
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.schedule import Level, NoiseSchedule, Number, Time, added_var, coefficient
+from ddpm_nb.schedule import (
+    Level,
+    NoiseSchedule,
+    Number,
+    Time,
+    added_var,
+    coefficient,
+)
 
-__all__ = ["GaussianDiffusion", "posterior_mean", "posterior_var", "weighted_sum"]
+__all__ = [
+    "GaussianDiffusion",
+    "posterior_mean",
+    "posterior_var",
+    "weighted_sum",
+]
 
 
 def posterior_mean(before: Level, here: Level) -> tuple[Any, Any]:
@@ -64,7 +76,10 @@ class GaussianDiffusion:
         Source: Roysdon (2), Malhotra (2.4). Book: [t steps at once](#eq-marginal).
         """
         level = self.schedule.level(t)
-        return Gaussian(coefficient(level.signal, x_0) * x_0, coefficient(level.noise_var, x_0))
+        return Gaussian(
+            coefficient(level.signal, x_0) * x_0,
+            coefficient(level.noise_var, x_0),
+        )
 
     def posterior(self, x_0: Tensor, x_t: Tensor, s: Time, t: Time) -> Gaussian:
         """q(x_s | x_t, x_0), by Bayes' rule on the transition and the marginal; at s = 0 exactly a point mass at x_0.
@@ -88,5 +103,7 @@ def weighted_sum(a: Number, x: Tensor, b: Number, y: Tensor) -> Tensor:
     if isinstance(b, Tensor):
         return torch.addcmul(scaled, coefficient(b, y), y)
     if scaled.shape == y.shape and scaled.dtype == y.dtype:
-        return scaled.add_(y, alpha=b)  # in the memory that is at hand: a third less of it moves
+        return scaled.add_(
+            y, alpha=b
+        )  # in the memory that is at hand: a third less of it moves
     return torch.add(scaled, y, alpha=b)

@@ -43,12 +43,17 @@ class Bits:
     @property
     def error_over_images(self) -> float:
         """Standard error over the images, as a sample of all images; it contains that of the estimate."""
-        return (self.table.mean(0).std() / math.sqrt(self.table.shape[1])).item()
+        return (
+            self.table.mean(0).std() / math.sqrt(self.table.shape[1])
+        ).item()
 
 
 def weights_digest(network: nn.Module) -> str:
     """Return the SHA-256 of a network's weights, by which a stored table knows the model that it is about."""
-    tensors = (value.cpu().contiguous().view(torch.uint8).numpy().tobytes() for value in network.state_dict().values())
+    tensors = (
+        value.cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        for value in network.state_dict().values()
+    )
     return hashlib.sha256(b"".join(tensors)).hexdigest()
 
 
@@ -84,23 +89,39 @@ def bits_of_images(
     whole_number("draws", draws, least=2)
     whole_number("batch", batch, least=2)
     if len(images) < 2:
-        raise ValueError(f"{len(images)} images: expected at least two, a standard error needs them")
-    about = {**about, "images": str(len(images)), "levels": str(levels), "seed": str(seed), "batch": str(batch)}
+        raise ValueError(
+            f"{len(images)} images: expected at least two, a standard error needs them"
+        )
+    about = {
+        **about,
+        "images": str(len(images)),
+        "levels": str(levels),
+        "seed": str(seed),
+        "batch": str(batch),
+    }
     table = torch.full((draws, len(images)), math.nan, dtype=torch.float64)
     if Path(path).is_file():
         stored = load_checkpoint(path)
         if stored.get("about") != about:
-            raise CheckpointError(f"{path}: about {stored.get('about')}, expected {about}; name another file")
+            raise CheckpointError(
+                f"{path}: about {stored.get('about')}, expected {about}; name another file"
+            )
         done = stored["table"]
-        table = torch.cat([done, table[len(done) :]])  # more draws than asked for now are kept
+        table = torch.cat(
+            [done, table[len(done) :]]
+        )  # more draws than asked for now are kept
     decoder, starts = discretized_decoder(levels), range(0, len(images), batch)
     for draw in range(draws):
         for start in starts:
             part = slice(start, min(start + batch, len(images)))
             if bool(table[draw, part].isnan().any()):
-                generator = torch.Generator().manual_seed(int(SeedSequence([seed, draw, start]).generate_state(1)[0]))
+                generator = torch.Generator().manual_seed(
+                    int(SeedSequence([seed, draw, start]).generate_state(1)[0])
+                )
                 terms = bound_draw(q, reverse, images[part], generator, decoder)
-                table[draw, part] = bits_per_dim(terms.total.double().cpu(), images[0].numel())
+                table[draw, part] = bits_per_dim(
+                    terms.total.double().cpu(), images[0].numel()
+                )
                 save_checkpoint(path, {"about": about, "table": table})
             yield None
     yield Bits(table[:draws])

@@ -22,13 +22,22 @@ from ddpm_nb.gaussian import Gaussian, observe
 from ddpm_nb.precision import widened, widest
 from ddpm_nb.schedule import Time, added_var, coefficient
 
-__all__ = ["BestDenoiser", "CorrelatedGaussian", "GaussianMixture", "empirical", "expectation", "hermite"]
+__all__ = [
+    "BestDenoiser",
+    "CorrelatedGaussian",
+    "GaussianMixture",
+    "empirical",
+    "expectation",
+    "hermite",
+]
 
 
 class _Known(Protocol):
     """A law of data whose denoiser is known in closed form."""
 
-    def posterior_mean(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
+    def posterior_mean(
+        self, q: GaussianDiffusion, x_t: Tensor, t: Time
+    ) -> Tensor:
         """E[x_0 | x_t], of the shape of ``x_t``."""
 
 
@@ -63,7 +72,9 @@ class _Movable:
         if parts[0].device == device:
             return self
         if device not in self._copies:
-            self._copies[device] = type(self)(*(part.to(device, widest(device)) for part in parts))
+            self._copies[device] = type(self)(
+                *(part.to(device, widest(device)) for part in parts)
+            )
         return self._copies[device]
 
 
@@ -91,24 +102,39 @@ class GaussianMixture(_Movable):
     variances: Tensor
 
     def __post_init__(self) -> None:
-        weights, means, variances = (widened(value) for value in (self.weights, self.means, self.variances))
-        if means.ndim != 2 or weights.shape != means.shape[:1] or variances.shape not in (means.shape[:1], means.shape):
+        weights, means, variances = (
+            widened(value)
+            for value in (self.weights, self.means, self.variances)
+        )
+        if (
+            means.ndim != 2
+            or weights.shape != means.shape[:1]
+            or variances.shape not in (means.shape[:1], means.shape)
+        ):
             raise ValueError(
                 f"weights {tuple(weights.shape)}, means {tuple(means.shape)}, variances {tuple(variances.shape)}: "
                 "expected (k,), (k, d) and (k,) or (k, d)"
             )
         if weights.device.type == "cpu":  # a GPU would have to be waited for
             if not bool((weights > 0).all()):
-                raise ValueError(f"weights: expected positive numbers, the smallest is {weights.min().item()}")
+                raise ValueError(
+                    f"weights: expected positive numbers, the smallest is {weights.min().item()}"
+                )
             if not bool((variances >= 0).all()):
-                raise ValueError(f"variances: expected numbers of at least 0, the smallest is {variances.min().item()}")
+                raise ValueError(
+                    f"variances: expected numbers of at least 0, the smallest is {variances.min().item()}"
+                )
         object.__setattr__(self, "weights", weights / weights.sum())
         object.__setattr__(self, "means", means)
         object.__setattr__(self, "variances", variances)
 
     def _variances(self) -> Tensor:
         """Variances with a last axis that broadcasts over coordinates."""
-        return self.variances if self.variances.ndim == 2 else self.variances[:, None]
+        return (
+            self.variances
+            if self.variances.ndim == 2
+            else self.variances[:, None]
+        )
 
     def mean(self) -> Tensor:
         """E[X], shape ``(d,)``, float64."""
@@ -117,26 +143,44 @@ class GaussianMixture(_Movable):
     def covariance(self) -> Tensor:
         """Cov[X] = E[Cov within] + Cov of the means, shape ``(d, d)``, float64."""
         centred = self.means - self.mean()
-        within = (self.weights[:, None] * self._variances().expand_as(self.means)).sum(0)
-        return torch.diag(within) + (self.weights[:, None] * centred).mT @ centred
+        within = (
+            self.weights[:, None] * self._variances().expand_as(self.means)
+        ).sum(0)
+        return (
+            torch.diag(within) + (self.weights[:, None] * centred).mT @ centred
+        )
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Draw ``(n, d)`` independent samples, float64."""
-        parts = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        noise = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
+        parts = torch.multinomial(
+            self.weights, n, replacement=True, generator=generator
+        )
+        noise = torch.randn(
+            n, self.means.shape[1], dtype=torch.float64, generator=generator
+        )
         return self.means[parts] + self._variances().sqrt()[parts] * noise
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats, shape ``(batch,)``."""
         law = self.to(x.device)
-        return law._log_joint(x, torch.ones_like(law.means[:1, :1]), law._variances()[None]).logsumexp(1).to(x.dtype)
+        return (
+            law._log_joint(
+                x, torch.ones_like(law.means[:1, :1]), law._variances()[None]
+            )
+            .logsumexp(1)
+            .to(x.dtype)
+        )
 
     def grad_log_prob(self, x: Tensor) -> Tensor:
         """∇ log density at x ``(batch, d)``: Σ_k p(k | x) (m_k − x)/v_k. Book: [](#eq-s5-score)."""
         law = self.to(x.device)
         var = law._variances().expand_as(law.means)
         shift = law.means - x[:, None, :].to(law.means)
-        part = (law.weights.log() - 0.5 * (shift.square() / var + var.log()).sum(2)).softmax(1)
+        part = (
+            law.weights.log() - 0.5 * (shift.square() / var + var.log()).sum(2)
+        ).softmax(1)
         return (part[:, :, None] * shift / var).sum(1).to(x.dtype)
 
     def entropy(self, nodes: int = 64) -> Tensor:
@@ -150,9 +194,13 @@ class GaussianMixture(_Movable):
         """
         level = q.schedule.level(t)
         variances = level.alpha_bar * self.variances + level.noise_var
-        return GaussianMixture(self.weights, level.signal * self.means, variances)
+        return GaussianMixture(
+            self.weights, level.signal * self.means, variances
+        )
 
-    def reverse_kernel(self, q: GaussianDiffusion, x_t: Tensor, s: int, t: int) -> GaussianMixture:
+    def reverse_kernel(
+        self, q: GaussianDiffusion, x_t: Tensor, s: int, t: int
+    ) -> GaussianMixture:
         """Return q(x_s | x_t), s < t, exactly, for one state x_t ``(d,)``: a mixture, no Gaussian in general.
 
         Given part k, x_s is Gaussian and x_t observes it with noise, so each part follows Bayes' rule for Gaussians.
@@ -160,15 +208,23 @@ class GaussianMixture(_Movable):
         kernel of a mixture](#eq-p3-mixture-kernel).
         """
         if x_t.shape != self.means.shape[1:]:
-            raise ValueError(f"x_t of shape {tuple(x_t.shape)}: expected one state, {tuple(self.means.shape[1:])}")
+            raise ValueError(
+                f"x_t of shape {tuple(x_t.shape)}: expected one state, {tuple(self.means.shape[1:])}"
+            )
         x_t, earlier = x_t.double(), self.diffused(q, s)
         before = Gaussian(earlier.means, earlier._variances())
         step = q.transition(before.mean, s, t)
         factor = q.schedule.level(t).signal / q.schedule.level(s).signal
-        evidence = Gaussian(step.mean, factor**2 * before.var + step.var).log_prob(x_t)  # of each part
+        evidence = Gaussian(
+            step.mean, factor**2 * before.var + step.var
+        ).log_prob(x_t)  # of each part
         weights = (self.weights.log() + evidence).softmax(0)
         after, likely = observe(before, factor, step.var, x_t), weights > 0
-        return GaussianMixture(weights[likely], after.mean[likely], after.var.reshape(self.variances.shape)[likely])
+        return GaussianMixture(
+            weights[likely],
+            after.mean[likely],
+            after.var.reshape(self.variances.shape)[likely],
+        )
 
     def denoiser(self, q: GaussianDiffusion) -> BestDenoiser:
         """Return the best denoiser there is, (x_t, t) ↦ E[x_0 | x_t]. Book: [](#eq-mixture-denoiser)."""
@@ -177,42 +233,77 @@ class GaussianMixture(_Movable):
     def score(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
         """∇ log q(x_t) = (√ᾱ E[x_0 | x_t] − x_t)/(1 − ᾱ), for t ≥ 1. Book: [Tweedie](#eq-tweedie)."""
         level, x = q.schedule.level(t), widened(x_t)
-        signal, noise_var = coefficient(level.signal, x), coefficient(level.noise_var, x)
-        return ((signal * self.posterior_mean(q, x, t) - x) / noise_var).to(x_t.dtype)
+        signal, noise_var = (
+            coefficient(level.signal, x),
+            coefficient(level.noise_var, x),
+        )
+        return ((signal * self.posterior_mean(q, x, t) - x) / noise_var).to(
+            x_t.dtype
+        )
 
     def _log_joint(self, x: Tensor, signal: Tensor, var: Tensor) -> Tensor:
         """log (weights[k] · N(x; signal means[k], var[k])), ``(batch, k)``, with ``var`` ``(batch | 1, k, d | 1)``."""
         x = x.flatten(1).to(self.means)
         d = self.means.shape[1]
         if x.shape[1] != d:
-            raise ValueError(f"x of shape {tuple(x.shape)}: expected (batch, {d}) like the mixture's means")
+            raise ValueError(
+                f"x of shape {tuple(x.shape)}: expected (batch, {d}) like the mixture's means"
+            )
         if var.device.type == "cpu" and not bool((var > 0).all()):
-            raise ValueError("variances: an atom has no density; diffuse the law to a step t of at least 1 first")
+            raise ValueError(
+                "variances: an atom has no density; diffuse the law to a step t of at least 1 first"
+            )
         means, log_weights = self.means, self.weights.log()
-        if var.shape[2] == 1:  # isotropic: products of matrices keep memory at (batch, k), for k training images
-            squares = x.square().sum(1)[:, None] + signal**2 * means.square().sum(1) - 2 * signal * (x @ means.mT)
-            return log_weights - 0.5 * (squares.clamp(min=0) / var[:, :, 0] + d * torch.log(2 * math.pi * var[:, :, 0]))
+        if (
+            var.shape[2] == 1
+        ):  # isotropic: products of matrices keep memory at (batch, k), for k training images
+            squares = (
+                x.square().sum(1)[:, None]
+                + signal**2 * means.square().sum(1)
+                - 2 * signal * (x @ means.mT)
+            )
+            return log_weights - 0.5 * (
+                squares.clamp(min=0) / var[:, :, 0]
+                + d * torch.log(2 * math.pi * var[:, :, 0])
+            )
         shift = x[:, None, :] - signal[:, :, None] * means
-        return log_weights - 0.5 * (shift.square() / var + torch.log(2 * math.pi * var)).sum(2)
+        return log_weights - 0.5 * (
+            shift.square() / var + torch.log(2 * math.pi * var)
+        ).sum(2)
 
-    def posterior_mean(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
+    def posterior_mean(
+        self, q: GaussianDiffusion, x_t: Tensor, t: Time
+    ) -> Tensor:
         """E[x_0 | x_t], of the shape of ``x_t``. Book: [](#eq-mixture-denoiser)."""
         law = self.to(x_t.device)
-        x, prior, means = x_t.flatten(1).to(law.means), law._variances(), law.means
+        x, prior, means = (
+            x_t.flatten(1).to(law.means),
+            law._variances(),
+            law.means,
+        )
         level = q.schedule.level(t)
         signal, noise_var = (
-            coefficient(value, x) if torch.is_tensor(value) else x.new_full((1, 1), value)
+            coefficient(value, x)
+            if torch.is_tensor(value)
+            else x.new_full((1, 1), value)
             for value in (level.signal, level.noise_var)
         )
         var = signal[:, :, None] ** 2 * prior + noise_var[:, :, None]
-        part = law._log_joint(x, signal, var).softmax(1)  # which part x_t came from
+        part = law._log_joint(x, signal, var).softmax(
+            1
+        )  # which part x_t came from
         gain = signal[:, :, None] * prior / var
         # Σ_k part_k (m_k + gain_k (x − signal m_k)), the mean of x_0 given x_t and each part, averaged
         if var.shape[2] == 1:
             weight = part * gain[:, :, 0]
-            mean = (part - signal * weight) @ means + weight.sum(1, keepdim=True) * x
+            mean = (part - signal * weight) @ means + weight.sum(
+                1, keepdim=True
+            ) * x
         else:
-            mean = (part[:, :, None] * (means + gain * (x[:, None, :] - signal[:, :, None] * means))).sum(1)
+            mean = (
+                part[:, :, None]
+                * (means + gain * (x[:, None, :] - signal[:, :, None] * means))
+            ).sum(1)
         return mean.reshape(x_t.shape).to(x_t.dtype)
 
 
@@ -247,23 +338,36 @@ class CorrelatedGaussian(_Movable):
     @classmethod
     def of(cls, mean: Tensor, covariance: Tensor) -> CorrelatedGaussian:
         """Build the law from a covariance ``(d, d)``; ``ValueError`` if that is not symmetric positive definite."""
-        mean, covariance = (torch.as_tensor(value, dtype=torch.float64) for value in (mean, covariance))
-        if mean.ndim != 1 or covariance.shape != 2 * mean.shape or not torch.allclose(covariance, covariance.mT):
+        mean, covariance = (
+            torch.as_tensor(value, dtype=torch.float64)
+            for value in (mean, covariance)
+        )
+        if (
+            mean.ndim != 1
+            or covariance.shape != 2 * mean.shape
+            or not torch.allclose(covariance, covariance.mT)
+        ):
             raise ValueError(
                 f"mean {tuple(mean.shape)}, covariance {tuple(covariance.shape)}: expected (d,) and a symmetric (d, d)"
             )
         variances, axes = torch.linalg.eigh(covariance)
         if not bool(variances[0] > 0):
-            raise ValueError(f"covariance: expected positive eigenvalues, the smallest is {variances[0].item():.3g}")
+            raise ValueError(
+                f"covariance: expected positive eigenvalues, the smallest is {variances[0].item():.3g}"
+            )
         return cls(mean, variances, axes)
 
     def covariance(self) -> Tensor:
         """Shape ``(d, d)``, float64."""
         return self.axes * self.variances @ self.axes.mT
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Draw ``(n, d)`` independent samples, float64."""
-        noise = torch.randn(n, len(self.mean), dtype=torch.float64, generator=generator)
+        noise = torch.randn(
+            n, len(self.mean), dtype=torch.float64, generator=generator
+        )
         return self.mean + self.variances.sqrt() * noise @ self.axes.mT
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -274,7 +378,9 @@ class CorrelatedGaussian(_Movable):
     def grad_log_prob(self, x: Tensor) -> Tensor:
         """∇ log density = −covariance⁻¹ (x − mean), shape of x."""
         law = self.to(x.device)
-        return ((law._along().mean - law._turned(x)) / law.variances @ law.axes.mT).to(x.dtype)
+        return (
+            (law._along().mean - law._turned(x)) / law.variances @ law.axes.mT
+        ).to(x.dtype)
 
     def entropy(self) -> Tensor:
         """½ Σ_i log(2πe variances_i) in nats, 0-d."""
@@ -284,25 +390,40 @@ class CorrelatedGaussian(_Movable):
         """Return the law of x_t, with the same axes and the variances ᾱ v_i + 1 − ᾱ."""
         level = q.schedule.level(t)
         variances = level.alpha_bar * self.variances + level.noise_var
-        return CorrelatedGaussian(level.signal * self.mean, variances, self.axes)
+        return CorrelatedGaussian(
+            level.signal * self.mean, variances, self.axes
+        )
 
-    def reverse_kernel(self, q: GaussianDiffusion, x_t: Tensor, s: int, t: int) -> CorrelatedGaussian:
+    def reverse_kernel(
+        self, q: GaussianDiffusion, x_t: Tensor, s: int, t: int
+    ) -> CorrelatedGaussian:
         """Return q(x_s | x_t), s < t, exactly, for one state x_t ``(d,)``: Bayes' rule along every axis."""
         before, here = q.schedule.levels(s, t)
         factor, added = here.signal / before.signal, added_var(before, here)
-        after = observe(self.diffused(q, s)._along(), factor, added, self._turned(x_t[None]))
-        return CorrelatedGaussian(self.axes @ after.mean[0], after.var[0], self.axes)
+        after = observe(
+            self.diffused(q, s)._along(), factor, added, self._turned(x_t[None])
+        )
+        return CorrelatedGaussian(
+            self.axes @ after.mean[0], after.var[0], self.axes
+        )
 
     def denoiser(self, q: GaussianDiffusion) -> BestDenoiser:
         """Return (x_t, t) ↦ E[x_0 | x_t], which is linear in x_t."""
         return BestDenoiser(self, q)
 
-    def posterior_mean(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
+    def posterior_mean(
+        self, q: GaussianDiffusion, x_t: Tensor, t: Time
+    ) -> Tensor:
         """E[x_0 | x_t], of the shape of ``x_t``."""
         law, level = self.to(x_t.device), q.schedule.level(t)
         x = law._turned(x_t)
-        signal, noise_var = coefficient(level.signal, x), coefficient(level.noise_var, x)
-        return (observe(law._along(), signal, noise_var, x).mean @ law.axes.mT).to(x_t.dtype)
+        signal, noise_var = (
+            coefficient(level.signal, x),
+            coefficient(level.noise_var, x),
+        )
+        return (
+            observe(law._along(), signal, noise_var, x).mean @ law.axes.mT
+        ).to(x_t.dtype)
 
     def score(self, q: GaussianDiffusion, x_t: Tensor, t: int) -> Tensor:
         """∇ log q(x_t), shape of x_t."""
@@ -315,18 +436,24 @@ class CorrelatedGaussian(_Movable):
     def _turned(self, x: Tensor) -> Tensor:
         """Coordinates of x ``(batch, d)`` along the axes."""
         if x.shape[1:] != self.mean.shape:
-            raise ValueError(f"x of shape {tuple(x.shape)}: expected (batch, {len(self.mean)}) like the law's mean")
+            raise ValueError(
+                f"x of shape {tuple(x.shape)}: expected (batch, {len(self.mean)}) like the law's mean"
+            )
         return x.to(self.axes) @ self.axes
 
 
-def expectation(law: GaussianMixture, f: Callable[[Tensor], Tensor], nodes: int = 64) -> Tensor:
+def expectation(
+    law: GaussianMixture, f: Callable[[Tensor], Tensor], nodes: int = 64
+) -> Tensor:
     """E[f(X)] for X ~ law by Gauss–Hermite quadrature in each part; f maps ``(n, d)`` to ``(n,)``.
 
     There are nodes^d points for each part: ``ValueError`` for more than three coordinates.
     """
     d = law.means.shape[1]
     if d > 3:
-        raise ValueError(f"means of {d} coordinates: expected at most 3, quadrature takes {nodes}^{d} points")
+        raise ValueError(
+            f"means of {d} coordinates: expected at most 3, quadrature takes {nodes}^{d} points"
+        )
     line, weights = hermite(nodes)
     z = torch.cartesian_prod(*[line] * d).reshape(-1, d)
     mass = torch.cartesian_prod(*[weights] * d).reshape(-1, d).prod(1)

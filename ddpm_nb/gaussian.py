@@ -64,9 +64,13 @@ class Gaussian:
         if not isinstance(mean, Tensor):
             mean = torch.tensor(mean, dtype=torch.float64)
         if not mean.is_floating_point():
-            raise TypeError(f"mean of dtype {mean.dtype}: expected a floating-point tensor")
+            raise TypeError(
+                f"mean of dtype {mean.dtype}: expected a floating-point tensor"
+            )
         self._mean = mean
-        self._var = var if type(var) is float and var >= 0 else _variance(var, mean)
+        self._var = (
+            var if type(var) is float and var >= 0 else _variance(var, mean)
+        )
 
     @property
     def mean(self) -> Tensor:
@@ -76,10 +80,18 @@ class Gaussian:
     @property
     def var(self) -> Tensor:
         """The variance of each coordinate, in the dtype of ``mean``; 0-d on the host where all share it."""
-        return self._var if isinstance(self._var, Tensor) else torch.tensor(self._var, dtype=self._mean.dtype)
+        return (
+            self._var
+            if isinstance(self._var, Tensor)
+            else torch.tensor(self._var, dtype=self._mean.dtype)
+        )
 
     def __repr__(self) -> str:
-        var = f"of shape {tuple(self._var.shape)}" if isinstance(self._var, Tensor) else f"{self._var:.6g}"
+        var = (
+            f"of shape {tuple(self._var.shape)}"
+            if isinstance(self._var, Tensor)
+            else f"{self._var:.6g}"
+        )
         return f"Gaussian(mean of shape {tuple(self._mean.shape)}, var {var})"
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
@@ -88,8 +100,12 @@ class Gaussian:
         if not isinstance(var, Tensor) and var == 0.0:
             return mean
         device = drawn_on(generator, mean)
-        z = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=device)
-        return self.from_noise(z if device == mean.device else z.to(mean.device))
+        z = torch.randn(
+            mean.shape, generator=generator, dtype=mean.dtype, device=device
+        )
+        return self.from_noise(
+            z if device == mean.device else z.to(mean.device)
+        )
 
     def from_noise(self, z: Tensor) -> Tensor:
         """Return mean + √var z, the draw that belongs to the noise z. Book: [](#eq-reparameterization)."""
@@ -100,11 +116,16 @@ class Gaussian:
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats, summed over the event: shape ``(batch,)``. A point mass has none: ``ValueError``."""
         var = self._positive_var()
-        return _sum_event(-0.5 * ((x - self._mean) ** 2 / var + _log(2 * math.pi * var)))
+        return _sum_event(
+            -0.5 * ((x - self._mean) ** 2 / var + _log(2 * math.pi * var))
+        )
 
     def entropy(self) -> Tensor:
         """½ log(2πe var) summed over the event, in nats: shape ``(batch,)``. Book: [entropy](#eq-gaussian-entropy)."""
-        return _sum_event(0.5 * _log(2 * math.pi * math.e * self._positive_var()) + torch.zeros_like(self._mean))
+        return _sum_event(
+            0.5 * _log(2 * math.pi * math.e * self._positive_var())
+            + torch.zeros_like(self._mean)
+        )
 
     def kl(self, other: Gaussian) -> Tensor:
         """KL(self ‖ other) in nats, summed over the event: shape ``(batch,)``.
@@ -113,15 +134,21 @@ class Gaussian:
         ``self`` is a point mass, undefined (``ValueError``) if ``other`` is one.
         """
         var = other._positive_var()
-        excess = (self._var - var) / var  # r - 1 for the ratio r of variances: r - 1 - log r without loss
+        excess = (
+            (self._var - var) / var
+        )  # r - 1 for the ratio r of variances: r - 1 - log r without loss
         distance = (self._mean - other._mean) ** 2 / var
         return _sum_event(0.5 * (distance + (excess - _log1p(excess))))
 
     def _positive_var(self) -> Tensor | float:
         """The variance, checked where the host can see it: a GPU would have to be waited for."""
         var = self._var
-        if _on_host(var) and (bool((var == 0).any()) if isinstance(var, Tensor) else var == 0):
-            raise ValueError("var = 0: a point mass has no density; at s = 0 use the decoder term of the bound instead")
+        if _on_host(var) and (
+            bool((var == 0).any()) if isinstance(var, Tensor) else var == 0
+        ):
+            raise ValueError(
+                "var = 0: a point mass has no density; at s = 0 use the decoder term of the bound instead"
+            )
         return var
 
 
@@ -134,11 +161,17 @@ def _variance(var: Tensor | float, mean: Tensor) -> Tensor | float:
             )
         smallest = var.min().item() if _on_host(var) and var.numel() else 0.0
         shared = var.ndim == 0 and _on_host(var) and not var.requires_grad
-        var = var.item() if shared else var.to(device=mean.device, dtype=mean.dtype)
+        var = (
+            var.item()
+            if shared
+            else var.to(device=mean.device, dtype=mean.dtype)
+        )
     else:
         var = smallest = float(var)
     if not smallest >= 0:
-        raise ValueError(f"var = {smallest}: expected variances of at least 0 (a standard deviation?)")
+        raise ValueError(
+            f"var = {smallest}: expected variances of at least 0 (a standard deviation?)"
+        )
     return var
 
 
@@ -163,57 +196,90 @@ def product(a: Gaussian, b: Gaussian) -> tuple[Gaussian, Tensor]:
     Precisions add and means average with precision weights. Book: [product of densities](#eq-gaussian-product).
     """
     total = a.var + b.var
-    law = Gaussian((a.mean * b.var + b.mean * a.var) / total, a.var * b.var / total)
+    law = Gaussian(
+        (a.mean * b.var + b.mean * a.var) / total, a.var * b.var / total
+    )
     return law, Gaussian(a.mean, total).log_prob(b.mean)
 
 
-def observe(prior: Gaussian, factor: float | Tensor, noise_var: float | Tensor, y: Tensor) -> Gaussian:
+def observe(
+    prior: Gaussian,
+    factor: float | Tensor,
+    noise_var: float | Tensor,
+    y: Tensor,
+) -> Gaussian:
     """Return the law of X given factor·X + N(0, noise_var I) = y, for X ~ prior: Bayes' rule in one line.
 
     Book: [Bayes' rule for Gaussians](#eq-gaussian-bayes). Both variances 0 is contradictory: ``ValueError``.
     """
     evidence = factor**2 * prior.var + noise_var
     if _on_host(evidence) and bool((torch.as_tensor(evidence) == 0).any()):
-        raise ValueError("prior.var and noise_var are both 0: an exact prior cannot be updated by an exact observation")
+        raise ValueError(
+            "prior.var and noise_var are both 0: an exact prior cannot be updated by an exact observation"
+        )
     gain = factor * prior.var / evidence
-    return Gaussian(prior.mean + gain * (y - factor * prior.mean), prior.var * noise_var / evidence)
+    return Gaussian(
+        prior.mean + gain * (y - factor * prior.mean),
+        prior.var * noise_var / evidence,
+    )
 
 
 def _covariance(name: str, cov: Tensor, d: int) -> Tensor:
     """Return the lower Cholesky factor of ``cov``; the error names the argument that is not a covariance."""
     if cov.shape != (d, d):
-        raise ValueError(f"{name} of shape {tuple(cov.shape)}: expected ({d}, {d})")
+        raise ValueError(
+            f"{name} of shape {tuple(cov.shape)}: expected ({d}, {d})"
+        )
     factor, info = torch.linalg.cholesky_ex(cov)
     if info.item() or not torch.allclose(cov, cov.mT):
-        raise ValueError(f"{name}: expected a symmetric positive definite matrix")
+        raise ValueError(
+            f"{name}: expected a symmetric positive definite matrix"
+        )
     return factor
 
 
-def kl_multivariate(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> Tensor:
+def kl_multivariate(
+    mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor
+) -> Tensor:
     """KL(N(mean_1, cov_1) ‖ N(mean_2, cov_2)) in nats, a 0-d tensor. Book: [multivariate KL](#eq-kl-multivariate).
 
     Means are ``(d,)``, covariances ``(d, d)``; ``ValueError`` for a matrix that is not a covariance.
     """
     d = mean_1.shape[0]
-    chol_1, chol_2 = _covariance("cov_1", cov_1, d), _covariance("cov_2", cov_2, d)
+    chol_1, chol_2 = (
+        _covariance("cov_1", cov_1, d),
+        _covariance("cov_2", cov_2, d),
+    )
     ratio = torch.linalg.solve_triangular(chol_2, chol_1, upper=False)
-    shift = torch.linalg.solve_triangular(chol_2, (mean_2 - mean_1)[:, None], upper=False)
-    log_det = 2 * (chol_2.diagonal().log().sum() - chol_1.diagonal().log().sum())
+    shift = torch.linalg.solve_triangular(
+        chol_2, (mean_2 - mean_1)[:, None], upper=False
+    )
+    log_det = 2 * (
+        chol_2.diagonal().log().sum() - chol_1.diagonal().log().sum()
+    )
     return 0.5 * (ratio.square().sum() + shift.square().sum() - d + log_det)
 
 
-def conditional(mean: Tensor, cov: Tensor, observed: list[int], value: Tensor) -> tuple[Tensor, Tensor]:
+def conditional(
+    mean: Tensor, cov: Tensor, observed: list[int], value: Tensor
+) -> tuple[Tensor, Tensor]:
     """Mean and covariance of the coordinates not in ``observed``, given that those in it equal ``value``.
 
     μ_a + Σ_ab Σ_bb⁻¹ (b − μ_b) and Σ_aa − Σ_ab Σ_bb⁻¹ Σ_ba (Roysdon 1.5). Book:
     [conditioning](#eq-gaussian-conditioning). ``mean`` is ``(d,)``, ``cov`` ``(d, d)``, ``value`` ``(len(observed),)``.
     """
     b = torch.tensor(observed)
-    a = torch.tensor([i for i in range(mean.shape[0]) if i not in set(observed)])
+    a = torch.tensor(
+        [i for i in range(mean.shape[0]) if i not in set(observed)]
+    )
     gain = torch.linalg.solve(cov[b][:, b], cov[b][:, a]).mT
-    return mean[a] + gain @ (value - mean[b]), cov[a][:, a] - gain @ cov[b][:, a]
+    return mean[a] + gain @ (value - mean[b]), cov[a][:, a] - gain @ cov[b][
+        :, a
+    ]
 
 
-def expected_quadratic_form(mean: Tensor, cov: Tensor, u: Tensor, A: Tensor) -> Tensor:
+def expected_quadratic_form(
+    mean: Tensor, cov: Tensor, u: Tensor, A: Tensor
+) -> Tensor:
     """E[(X − u)ᵀ A (X − u)] = (μ − u)ᵀ A (μ − u) + tr(A Σ). Source: Vilhes (9). Book: [](#eq-quadratic-form)."""
     return (mean - u) @ A @ (mean - u) + torch.trace(A @ cov)

@@ -43,7 +43,9 @@ class Law(Protocol):
 
 
 Kernel = Callable[[Tensor, Any, Any], Law]  # (x_t, s, t) -> law of x_s
-GaussianKernel = Callable[[Tensor, Any, Any], Gaussian]  # the same, where mean and variance are known
+GaussianKernel = Callable[
+    [Tensor, Any, Any], Gaussian
+]  # the same, where mean and variance are known
 
 
 class Multistep:
@@ -76,7 +78,9 @@ def grid(T: int, steps: int) -> list[int]:
     return [(T * (steps - i) + steps // 2) // steps for i in range(steps + 1)]
 
 
-def spaced(schedule: NoiseSchedule, steps: int, measure: Callable[[Level], float]) -> list[int]:
+def spaced(
+    schedule: NoiseSchedule, steps: int, measure: Callable[[Level], float]
+) -> list[int]:
     """Return ``steps + 1`` decreasing times T, .., t ≥ 1, 0 whose levels from T to 1 are even in ``measure``.
 
     As even as whole steps allow. ``measure`` is monotone in t, and finite for t ≥ 1: the last step, to the clean data,
@@ -91,8 +95,14 @@ def spaced(schedule: NoiseSchedule, steps: int, measure: Callable[[Level], float
     for i in range(1, steps):
         wanted = values[-1] + (values[0] - values[-1]) * i / (steps - 1)
         right = min(max(bisect.bisect_left(values, wanted), 1), T - 1)
-        nearest = right + 1 if values[right] - wanted < wanted - values[right - 1] else right
-        times.append(max(min(nearest, times[-1] - 1), steps - i))  # each lower than the last, with room for the rest
+        nearest = (
+            right + 1
+            if values[right] - wanted < wanted - values[right - 1]
+            else right
+        )
+        times.append(
+            max(min(nearest, times[-1] - 1), steps - i)
+        )  # each lower than the last, with room for the rest
     return [*times, 0]
 
 
@@ -100,8 +110,12 @@ GRIDS: Registry[Callable[[NoiseSchedule, int], list[int]]] = Registry(
     "grid",
     {
         "t": lambda schedule, steps: grid(schedule.T, steps),
-        "log_snr": lambda schedule, steps: spaced(schedule, steps, lambda level: level.log_snr),
-        "sigma": lambda schedule, steps: spaced(schedule, steps, lambda level: level.sigma ** (1 / 7)),
+        "log_snr": lambda schedule, steps: spaced(
+            schedule, steps, lambda level: level.log_snr
+        ),
+        "sigma": lambda schedule, steps: spaced(
+            schedule, steps, lambda level: level.sigma ** (1 / 7)
+        ),
     },
 )
 """(schedule, steps) ↦ times of a walk, even in t, in log SNR (Lu et al. 2022) or in σ̃^(1/7) (Karras et al. 2022)."""
@@ -131,9 +145,13 @@ def walk(
     """
     times = decreasing_times(times)
     if not x_T.is_floating_point():
-        raise TypeError(f"x_T of dtype {x_T.dtype}: expected a floating-point tensor")
+        raise TypeError(
+            f"x_T of dtype {x_T.dtype}: expected a floating-point tensor"
+        )
     if noise is not None and len(noise) != len(times) - 1:
-        raise ValueError(f"noise of length {len(noise)}: expected one for each of the {len(times) - 1} steps")
+        raise ValueError(
+            f"noise of length {len(noise)}: expected one for each of the {len(times) - 1} steps"
+        )
     return follow(kernel, x_T, times, generator, noise)
 
 
@@ -148,14 +166,24 @@ def follow(
     quiet, draws = torch.no_grad(), None if noise is None else iter(noise)
     for t, s in pairwise(times):
         with quiet:
-            law, kernel = kernel.advance(x, s, t) if isinstance(kernel, Multistep) else (kernel(x, s, t), kernel)
-            x = law.sample(generator) if draws is None else _gaussian(law).from_noise(next(draws))
+            law, kernel = (
+                kernel.advance(x, s, t)
+                if isinstance(kernel, Multistep)
+                else (kernel(x, s, t), kernel)
+            )
+            x = (
+                law.sample(generator)
+                if draws is None
+                else _gaussian(law).from_noise(next(draws))
+            )
         yield State(x, s)
 
 
 def _gaussian(law: Law) -> Gaussian:
     if not isinstance(law, Gaussian):
-        raise TypeError(f"noise: expected a kernel whose laws are Gaussian, this one gives a {type(law).__name__}")
+        raise TypeError(
+            f"noise: expected a kernel whose laws are Gaussian, this one gives a {type(law).__name__}"
+        )
     return law
 
 
@@ -163,7 +191,9 @@ def decreasing_times(times: Sequence[int]) -> list[int]:
     """Return ``times`` as ints; ``ValueError`` if they do not decrease strictly or are fewer than two."""
     times = [whole_number("times", t, least=0) for t in times]
     if len(times) < 2 or any(t <= s for t, s in pairwise(times)):
-        raise ValueError(f"times = {times!r:.80}: expected at least two strictly decreasing steps, such as grid(T, 50)")
+        raise ValueError(
+            f"times = {times!r:.80}: expected at least two strictly decreasing steps, such as grid(T, 50)"
+        )
     return times
 
 

@@ -17,7 +17,11 @@ __all__ = ["encode", "great_circle"]
 
 
 def encode(
-    q: GaussianDiffusion, denoise: Denoiser, x_0: Tensor, times: Sequence[int], iterations: int = 20
+    q: GaussianDiffusion,
+    denoise: Denoiser,
+    x_0: Tensor,
+    times: Sequence[int],
+    iterations: int = 20,
 ) -> Iterator[State]:
     """Yield the states that DDIM with η = 0 leaves on its way down ``times`` to ``x_0``, from the last to the first.
 
@@ -38,7 +42,13 @@ def encode(
     return _encode(q, denoise, x_0, times, iterations)
 
 
-def _encode(q: GaussianDiffusion, denoise: Denoiser, x: Tensor, times: list[int], iterations: int) -> Iterator[State]:
+def _encode(
+    q: GaussianDiffusion,
+    denoise: Denoiser,
+    x: Tensor,
+    times: list[int],
+    iterations: int,
+) -> Iterator[State]:
     for s, t in pairwise(reversed(times)):
         before, here = q.schedule.levels(s, t)
         keep = here.signal / before.signal
@@ -46,7 +56,9 @@ def _encode(q: GaussianDiffusion, denoise: Denoiser, x: Tensor, times: list[int]
         with torch.no_grad():
             x_s, x = x, keep * x
             for _ in range(iterations):
-                x = weighted_sum(keep, x_s, push, predicted_noise(q, denoise, x, t))
+                x = weighted_sum(
+                    keep, x_s, push, predicted_noise(q, denoise, x, t)
+                )
         yield State(x, t)
 
 
@@ -58,6 +70,14 @@ def great_circle(a: Tensor, b: Tensor, shares: Sequence[float]) -> Tensor:
     """
     cosine = (a * b).sum() / (a.norm() * b.norm())
     if not cosine.abs() < 1 - 1e-6:
-        raise ValueError("a, b: expected two latents that are not multiples of each other")
+        raise ValueError(
+            "a, b: expected two latents that are not multiples of each other"
+        )
     angle = torch.arccos(cosine)
-    return torch.stack([(torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b) / torch.sin(angle) for w in shares])
+    return torch.stack(
+        [
+            (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b)
+            / torch.sin(angle)
+            for w in shares
+        ]
+    )

@@ -38,8 +38,12 @@ __all__ = [
     "signs",
 ]
 
-Trace = Callable[[Field, Tensor, float], Tensor]  # (field, x, u) -> the divergence of the field at x, (batch,)
-Solve = Callable[[Field, Tensor, Tensor], Tensor]  # (field, x, times) -> x at the last of the times
+Trace = Callable[
+    [Field, Tensor, float], Tensor
+]  # (field, x, u) -> the divergence of the field at x, (batch,)
+Solve = Callable[
+    [Field, Tensor, Tensor], Tensor
+]  # (field, x, times) -> x at the last of the times
 
 
 def divergence(field: Field, x: Tensor, u: float) -> Tensor:
@@ -47,7 +51,10 @@ def divergence(field: Field, x: Tensor, u: float) -> Tensor:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         columns = field(x, u).flatten(1).sum(0)
-        rows = [torch.autograd.grad(c, x, retain_graph=True)[0].flatten(1)[:, i] for i, c in enumerate(columns)]
+        rows = [
+            torch.autograd.grad(c, x, retain_graph=True)[0].flatten(1)[:, i]
+            for i, c in enumerate(columns)
+        ]
     return torch.stack(rows).sum(0)
 
 
@@ -69,7 +76,13 @@ def hutchinson(probe: Tensor) -> Trace:
 
 def signs(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw a probe for :func:`hutchinson`: independent −1 and 1, each as likely, of the shape and dtype of ``x``."""
-    return 2.0 * torch.randint(0, 2, x.shape, generator=generator, device=drawn_on(generator, x)).to(x) - 1.0
+    return (
+        2.0
+        * torch.randint(
+            0, 2, x.shape, generator=generator, device=drawn_on(generator, x)
+        ).to(x)
+        - 1.0
+    )
 
 
 def by_heun(field: Field, x: Tensor, times: Tensor) -> Tensor:
@@ -88,7 +101,13 @@ def adaptively(tolerance: float) -> Solve:
     def solve(field: Field, x: Tensor, times: Tensor) -> Tensor:
         ends = times[[0, -1]].to(x.dtype)
         with torch.no_grad():
-            return torchdiffeq.odeint(lambda u, y: field(y, float(u)), x, ends, rtol=tolerance, atol=tolerance)[-1]
+            return torchdiffeq.odeint(
+                lambda u, y: field(y, float(u)),
+                x,
+                ends,
+                rtol=tolerance,
+                atol=tolerance,
+            )[-1]
 
     return solve
 
@@ -111,14 +130,23 @@ def ode_log_prob(
 
     def with_divergence(state: Tensor, u: float) -> Tensor:
         here = state[:, :-1].reshape(x.shape)
-        return torch.cat([flow(here, u).flatten(1), trace(flow, here, u)[:, None]], dim=1)
+        return torch.cat(
+            [flow(here, u).flatten(1), trace(flow, here, u)[:, None]], dim=1
+        )
 
-    state = solve(with_divergence, torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], dim=1), times)
+    state = solve(
+        with_divergence,
+        torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], dim=1),
+        times,
+    )
     return prior.log_prob(state[:, :-1].reshape(x.shape)) + state[:, -1]
 
 
 def network_eps(
-    sde: VPSDE, network: Callable[[Tensor, Tensor], Tensor], parameterization: Parameterization, T: int
+    sde: VPSDE,
+    network: Callable[[Tensor, Tensor], Tensor],
+    parameterization: Parameterization,
+    T: int,
 ) -> Field:
     """Return (x, u) ↦ ε̂, a network trained on the steps 1..T asked at the step uT, which need not be whole.
 
@@ -126,7 +154,9 @@ def network_eps(
     """
 
     def eps(x: Tensor, u: float) -> Tensor:
-        here = GaussianDiffusion(observed(sde, [u]))  # a chain of one step, which ends at u
+        here = GaussianDiffusion(
+            observed(sde, [u])
+        )  # a chain of one step, which ends at u
         step = torch.full(x.shape[:1], u * T, dtype=x.dtype, device=x.device)
         return parameterization.eps(here, network(x, step), x, 1)
 
@@ -153,11 +183,16 @@ def continuous_bound(
     """
 
     def noised(u: float) -> tuple[Tensor, Tensor]:
-        level, noise = sde.level(u), Gaussian(torch.zeros_like(x_0), 1.0).sample(generator)
+        level, noise = (
+            sde.level(u),
+            Gaussian(torch.zeros_like(x_0), 1.0).sample(generator),
+        )
         return noise, weighted_sum(level.signal, x_0, level.noise, noise)
 
     start, stop = times[0].item(), times[-1].item()
-    first, whole = (GaussianDiffusion(observed(sde, [u])) for u in (start, stop))
+    first, whole = (
+        GaussianDiffusion(observed(sde, [u])) for u in (start, stop)
+    )
 
     def denoise(x: Tensor, t: Time) -> Tensor:
         return EPS.x_0(first, eps(x, start), x, t)
@@ -167,12 +202,20 @@ def continuous_bound(
         for u, v in pairwise(times.tolist()):
             noise, x = noised((u + v) / 2)
             error = (noise - eps(x, (u + v) / 2)).square().flatten(1).sum(1)
-            steps.append(0.5 * (sde.level(u).log_snr - sde.level(v).log_snr) * error)
-        reconstruction = reconstruction_term(first, denoise, x_0, noised(start)[1], decoder)
-        return BoundTerms(prior_term(whole, x_0), torch.stack(steps), reconstruction)
+            steps.append(
+                0.5 * (sde.level(u).log_snr - sde.level(v).log_snr) * error
+            )
+        reconstruction = reconstruction_term(
+            first, denoise, x_0, noised(start)[1], decoder
+        )
+        return BoundTerms(
+            prior_term(whole, x_0), torch.stack(steps), reconstruction
+        )
 
 
-def dequantized(x_0: Tensor, levels: int, generator: torch.Generator | None = None) -> tuple[Tensor, float]:
+def dequantized(
+    x_0: Tensor, levels: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, float]:
     """Spread each of ``levels`` equally spaced values in [−1, 1] uniformly over its cell; also log of a cell's volume.
 
     −log P(x_0) ≤ −E[log p(spread)] − d log width, in nats, for the P that p gives the cells.
@@ -181,5 +224,7 @@ def dequantized(x_0: Tensor, levels: int, generator: torch.Generator | None = No
     if levels < 2:
         raise ValueError(f"levels = {levels}: expected at least 2")
     width = 2.0 / (levels - 1)
-    uniform = torch.rand(x_0.shape, generator=generator, device=drawn_on(generator, x_0)).to(x_0)
+    uniform = torch.rand(
+        x_0.shape, generator=generator, device=drawn_on(generator, x_0)
+    ).to(x_0)
     return x_0 + width * (uniform - 0.5), x_0[0].numel() * math.log(width)

@@ -22,11 +22,19 @@ __all__ = ["Measured", "frechet_after", "likelihoods", "measured"]
 
 _QUALITY = Path(__file__).parent / "weights" / "quality"
 _LIKELIHOOD = _QUALITY / "likelihood.json"
-_STORED = {path.stem: path for path in sorted(_QUALITY.glob("*.json")) if path != _LIKELIHOOD}
+_STORED = {
+    path.stem: path
+    for path in sorted(_QUALITY.glob("*.json"))
+    if path != _LIKELIHOOD
+}
 
 
 def frechet_after(
-    kernel: Kernel, x_T: Tensor, times: Sequence[int], space: FeatureSpace, generator: Generator | None = None
+    kernel: Kernel,
+    x_T: Tensor,
+    times: Sequence[int],
+    space: FeatureSpace,
+    generator: Generator | None = None,
 ) -> float:
     """Fréchet distance of the samples of a walk, clipped to [−1, 1], to the training images. Book: [](#eq-frechet)."""
     images = last(walk(kernel, x_T, times, generator)).x.clamp(-1, 1).cpu()
@@ -55,9 +63,12 @@ def measured(dataset: str) -> Measured:
     """Return what ``book/tools/measure_samplers.py`` measured on a shipped model; ``ValueError`` names them."""
     stored = json.loads(choose("dataset", dataset, _STORED).read_text("utf-8"))
     rows = {
-        sampler: {int(steps): tuple(values) for steps, values in row.items()} for sampler, row in stored["rows"].items()
+        sampler: {int(steps): tuple(values) for steps, values in row.items()}
+        for sampler, row in stored["rows"].items()
     }
-    return Measured(stored["sha256"], stored["samples"], tuple(stored["floor"]), rows)
+    return Measured(
+        stored["sha256"], stored["samples"], tuple(stored["floor"]), rows
+    )
 
 
 def likelihoods() -> dict[str, dict[str, Any]]:

@@ -31,7 +31,13 @@ __all__ = [
 class Classifier(nn.Module):
     """A small convolutional classifier whose last hidden layer gives the features, ``(batch, features)``."""
 
-    def __init__(self, channels: int = 1, classes: int = 10, width: int = 32, features: int = 64) -> None:
+    def __init__(
+        self,
+        channels: int = 1,
+        classes: int = 10,
+        width: int = 32,
+        features: int = 64,
+    ) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1),
@@ -52,26 +58,38 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return the last hidden layer for images ``(batch, channels, h, w)``."""
-        return torch.cat([self.body(part) for part in x.split(500)])  # a bounded amount of memory
+        return torch.cat(
+            [self.body(part) for part in x.split(500)]
+        )  # a bounded amount of memory
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``(batch, classes)``."""
         return self.head(self.body(x))
 
 
-def train_classifier(images: Tensor, labels: Tensor, epochs: int, seed: int, batch_size: int = 64) -> Classifier:
+def train_classifier(
+    images: Tensor, labels: Tensor, epochs: int, seed: int, batch_size: int = 64
+) -> Classifier:
     """Return a classifier trained with cross-entropy by AdamW under a one-cycle rate, in eval mode."""
     whole_number("epochs", epochs, least=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Classifier(images.shape[1], int(labels.max()) + 1).to(images.device)
+        model = Classifier(images.shape[1], int(labels.max()) + 1).to(
+            images.device
+        )
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
     batches = -(-len(images) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 3e-3, total_steps=epochs * batches
+    )
     for _ in range(epochs):
-        for rows in torch.randperm(len(images), generator=generator).split(batch_size):
-            loss = F.cross_entropy(model(images[rows]), labels[rows], label_smoothing=0.05)
+        for rows in torch.randperm(len(images), generator=generator).split(
+            batch_size
+        ):
+            loss = F.cross_entropy(
+                model(images[rows]), labels[rows], label_smoothing=0.05
+            )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -95,7 +113,11 @@ class Moments:
                 f"features of shape {tuple(features.shape)}: expected (n, features) with at least two samples"
             )
         features = widened(features)
-        return cls(features.mean(0), torch.atleast_2d(torch.cov(features.mT)), len(features))  # 0-d for one feature
+        return cls(
+            features.mean(0),
+            torch.atleast_2d(torch.cov(features.mT)),
+            len(features),
+        )  # 0-d for one feature
 
     def frechet_distance(self, other: Moments) -> float:
         """Squared 2-Wasserstein distance between the Gaussians with these moments.
@@ -105,7 +127,12 @@ class Moments:
         # tr((Σ_a Σ_b)^½) is the sum of the roots of the eigenvalues of S Σ_b S, symmetric, with S = Σ_a^½.
         values, vectors = torch.linalg.eigh(self.cov)
         root = vectors * values.clamp(min=0).sqrt() @ vectors.mT
-        cross = torch.linalg.eigvalsh(root @ other.cov @ root).clamp(min=0).sqrt().sum()
+        cross = (
+            torch.linalg.eigvalsh(root @ other.cov @ root)
+            .clamp(min=0)
+            .sqrt()
+            .sum()
+        )
         shift = (self.mean - other.mean).square().sum()
         return float(shift + self.cov.trace() + other.cov.trace() - 2 * cross)
 
@@ -118,7 +145,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return Moments.of(a).frechet_distance(Moments.of(b))
 
 
-def precision_recall(real: Tensor, drawn: Tensor, neighbours: int = 3) -> tuple[float, float]:
+def precision_recall(
+    real: Tensor, drawn: Tensor, neighbours: int = 3
+) -> tuple[float, float]:
     """Share of ``drawn`` features within the law of ``real`` ones, and the reverse: (precision, recall).
 
     A point is within a set if it is nearer to one of its members than that member's ``neighbours``-th nearest other
@@ -131,7 +160,9 @@ def precision_recall(real: Tensor, drawn: Tensor, neighbours: int = 3) -> tuple[
     return precision.item(), recall.item()
 
 
-def density_coverage(real: Tensor, drawn: Tensor, neighbours: int = 5) -> tuple[float, float]:
+def density_coverage(
+    real: Tensor, drawn: Tensor, neighbours: int = 5
+) -> tuple[float, float]:
     """How dense ``drawn`` features lie where real ones do, and the share of real ones that are reached.
 
     Around every real feature is a ball that reaches to its ``neighbours``-th nearest other real one. Density is the
@@ -142,15 +173,24 @@ def density_coverage(real: Tensor, drawn: Tensor, neighbours: int = 5) -> tuple[
     """
     between, (radius, _) = _balls(real, drawn, neighbours)
     inside = between <= radius
-    return inside.double().sum(1).mean().item() / neighbours, inside.any(0).double().mean().item()
+    return inside.double().sum(1).mean().item() / neighbours, inside.any(
+        0
+    ).double().mean().item()
 
 
-def _balls(real: Tensor, drawn: Tensor, neighbours: int) -> tuple[Tensor, list[Tensor]]:
+def _balls(
+    real: Tensor, drawn: Tensor, neighbours: int
+) -> tuple[Tensor, list[Tensor]]:
     """Return distances ``(drawn, real)``, and for each member of either set that to its neighbour within the set."""
     whole_number("neighbours", neighbours, least=1)
     if min(len(real), len(drawn)) <= neighbours:
-        raise ValueError(f"{len(real)} and {len(drawn)} features: expected more than neighbours = {neighbours} of each")
-    radius = [torch.cdist(widened(x), widened(x)).kthvalue(neighbours + 1).values for x in (real, drawn)]
+        raise ValueError(
+            f"{len(real)} and {len(drawn)} features: expected more than neighbours = {neighbours} of each"
+        )
+    radius = [
+        torch.cdist(widened(x), widened(x)).kthvalue(neighbours + 1).values
+        for x in (real, drawn)
+    ]
     return torch.cdist(widened(drawn), widened(real)), radius
 
 
@@ -163,7 +203,10 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     if min(n, m) < 2:
         raise ValueError(f"{n} and {m} samples: expected at least two of each")
     between = torch.cdist(widened(a), widened(b)).mean()
-    within = [torch.cdist(widened(x), widened(x)).sum() / (len(x) * (len(x) - 1)) for x in (a, b)]
+    within = [
+        torch.cdist(widened(x), widened(x)).sum() / (len(x) * (len(x) - 1))
+        for x in (a, b)
+    ]
     return float(2 * between - within[0] - within[1])
 
 
@@ -174,7 +217,12 @@ def sliced_wasserstein(a: Tensor, b: Tensor, directions: Tensor) -> float:
     ``directions`` ``(k, d)`` of any length other than 0, for example normal draws. Two samples of one law have a
     positive distance, which falls with n: compare it with that floor. ``ValueError`` for other shapes.
     """
-    if a.ndim != 2 or a.shape != b.shape or directions.ndim != 2 or directions.shape[1] != a.shape[1]:
+    if (
+        a.ndim != 2
+        or a.shape != b.shape
+        or directions.ndim != 2
+        or directions.shape[1] != a.shape[1]
+    ):
         raise ValueError(
             f"samples of shape {tuple(a.shape)} and {tuple(b.shape)}, directions of shape {tuple(directions.shape)}: "
             "expected (n, d), the same (n, d) and (k, d)"

@@ -14,7 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddpm_nb.arguments import whole_number
 from ddpm_nb.registry import Registry
 
-__all__ = ["MLP", "NETWORKS", "UNet", "built", "fine_unet", "flops_per_image", "image_unet", "time_embedding"]
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "UNet",
+    "built",
+    "fine_unet",
+    "flops_per_image",
+    "image_unet",
+    "time_embedding",
+]
 
 
 def time_embedding(t: Tensor, width: int) -> Tensor:
@@ -23,8 +32,14 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
     Source: Vaswani et al. (2017), as used in Vilhes 5.2. Book: [time embedding](#eq-time-embedding).
     """
     if width < 2 or width % 2:
-        raise ValueError(f"width = {width}: expected an even number of at least 2")
-    rates = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=t.device) / (width // 2))
+        raise ValueError(
+            f"width = {width}: expected an even number of at least 2"
+        )
+    rates = torch.exp(
+        -math.log(10_000)
+        * torch.arange(width // 2, device=t.device)
+        / (width // 2)
+    )
     angles = t[:, None].float() * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -66,7 +81,9 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        qkv = self.qkv(self.norm(x)).reshape(
+            batch, 3, self.heads, channels // self.heads, height * width
+        )
         q, k, v = qkv.transpose(3, 4).unbind(1)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(mixed.transpose(2, 3).reshape(x.shape))
@@ -122,7 +139,9 @@ class UNet(nn.Module):
         super().__init__()
         whole_number("blocks", blocks, least=1)
         if not widths or any(width % 8 or width < 8 for width in widths):
-            raise ValueError(f"widths = {widths!r}: expected multiples of 8, one for each level")
+            raise ValueError(
+                f"widths = {widths!r}: expected multiples of 8, one for each level"
+            )
         if image_size % (patch * 2 ** (len(widths) - 1)):
             raise ValueError(
                 f"image_size = {image_size}: expected a multiple of {patch * 2 ** (len(widths) - 1)}, "
@@ -133,23 +152,45 @@ class UNet(nn.Module):
         self.time_features = 64
         time_width = 4 * widths[0]
         self.time = nn.Sequential(
-            nn.Linear(self.time_features, time_width), nn.SiLU(), nn.Linear(time_width, time_width)
+            nn.Linear(self.time_features, time_width),
+            nn.SiLU(),
+            nn.Linear(time_width, time_width),
         )
         self.inward = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(nn.ModuleList(_Block(width, time_width) for _ in range(blocks)) for width in widths)
-        self.coarser = nn.ModuleList(nn.Conv2d(fine, coarse, 1) for fine, coarse in pairwise(widths))
+        self.down = nn.ModuleList(
+            nn.ModuleList(_Block(width, time_width) for _ in range(blocks))
+            for width in widths
+        )
+        self.coarser = nn.ModuleList(
+            nn.Conv2d(fine, coarse, 1) for fine, coarse in pairwise(widths)
+        )
         self.attention = _Attention(widths[-1])
         self.middle = _Block(widths[-1], time_width)
-        self.finer = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in pairwise(widths))
-        self.up = nn.ModuleList(nn.ModuleList(_Up(width, time_width) for _ in range(blocks)) for width in widths)
+        self.finer = nn.ModuleList(
+            nn.Conv2d(coarse, fine, 1) for fine, coarse in pairwise(widths)
+        )
+        self.up = nn.ModuleList(
+            nn.ModuleList(_Up(width, time_width) for _ in range(blocks))
+            for width in widths
+        )
         self.norm = nn.GroupNorm(8, widths[0])
-        self.outward = _zeroed(nn.Conv2d(widths[0], outputs * channels * patch**2, 3, padding=1))
+        self.outward = _zeroed(
+            nn.Conv2d(widths[0], outputs * channels * patch**2, 3, padding=1)
+        )
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the prediction for ``x_t`` ``(batch, channels, side, side)`` at integer steps ``t`` ``(batch,)``."""
         if x_t.shape[1:] != self.event:
-            raise ValueError(f"x_t of shape {tuple(x_t.shape)}: expected (batch, {', '.join(map(str, self.event))})")
-        time = F.silu(self.time(time_embedding(t, self.time_features).to(self.inward.weight.dtype)))
+            raise ValueError(
+                f"x_t of shape {tuple(x_t.shape)}: expected (batch, {', '.join(map(str, self.event))})"
+            )
+        time = F.silu(
+            self.time(
+                time_embedding(t, self.time_features).to(
+                    self.inward.weight.dtype
+                )
+            )
+        )
         # In mixed precision the first and the last layer stay as they are: half precision has no room for a grey level.
         with torch.autocast(x_t.device.type, enabled=False):
             h = self.inward(F.pixel_unshuffle(x_t, self.patch))
@@ -163,7 +204,11 @@ class UNet(nn.Module):
         for depth in reversed(range(len(self.up))):
             for block in _members(self.up[depth]):
                 h = block(h, skips.pop(), time)
-            h = F.interpolate(self.finer[depth - 1](h), scale_factor=2.0) if depth else h
+            h = (
+                F.interpolate(self.finer[depth - 1](h), scale_factor=2.0)
+                if depth
+                else h
+            )
         with torch.autocast(x_t.device.type, enabled=False):
             y = self.outward(F.silu(self.norm(h.to(x_t.dtype))))
         return F.pixel_shuffle(y, self.patch)
@@ -192,7 +237,9 @@ def fine_unet(channels: int, side: int, outputs: int = 1) -> UNet:
     return UNet(side, channels, widths=(64, 96, 128), outputs=outputs)
 
 
-NETWORKS: Registry[Callable[..., nn.Module]] = Registry("network", {"unet": image_unet, "unet_fine": fine_unet})
+NETWORKS: Registry[Callable[..., nn.Module]] = Registry(
+    "network", {"unet": image_unet, "unet_fine": fine_unet}
+)
 """(channels, side of an image, outputs) ↦ an untrained network ``(x_t, t) -> y`` with ``outputs · channels`` channels.
 
 By the names in recipes and checkpoints. One that takes no third argument has one output.
@@ -202,7 +249,11 @@ By the names in recipes and checkpoints. One that takes no third argument has on
 def built(network: str, channels: int, side: int, outputs: int) -> nn.Module:
     """Return the untrained network of a name, with as many outputs as a parameterization asks."""
     build = NETWORKS[network]
-    return build(channels, side) if outputs == 1 else build(channels, side, outputs)
+    return (
+        build(channels, side)
+        if outputs == 1
+        else build(channels, side, outputs)
+    )
 
 
 def flops_per_image(network: nn.Module, event: tuple[int, ...]) -> int:
@@ -212,7 +263,10 @@ def flops_per_image(network: nn.Module, event: tuple[int, ...]) -> int:
     three times as many.
     """
     parameter = next(network.parameters())
-    x_t, t = parameter.new_zeros(1, *event), torch.ones(1, dtype=torch.long, device=parameter.device)
+    x_t, t = (
+        parameter.new_zeros(1, *event),
+        torch.ones(1, dtype=torch.long, device=parameter.device),
+    )
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         network(x_t, t)
@@ -230,14 +284,20 @@ class MLP(nn.Module):
         whole_number("depth", depth, least=1)
         self.d, self.width = d, width
         self.inward = nn.Linear(d, width)
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        self.times = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.layers = nn.ModuleList(
+            nn.Linear(width, width) for _ in range(depth)
+        )
+        self.times = nn.ModuleList(
+            nn.Linear(width, width) for _ in range(depth)
+        )
         self.outward = _zeroed(nn.Linear(width, d))
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the prediction for ``x_t`` ``(batch, d)`` at integer steps ``t`` ``(batch,)``."""
         if x_t.shape[1:] != (self.d,):
-            raise ValueError(f"x_t of shape {tuple(x_t.shape)}: expected (batch, {self.d})")
+            raise ValueError(
+                f"x_t of shape {tuple(x_t.shape)}: expected (batch, {self.d})"
+            )
         time = time_embedding(t, self.width).to(self.inward.weight.dtype)
         h = self.inward(x_t)
         for layer, shift in zip(self.layers, self.times, strict=True):

@@ -43,12 +43,20 @@ class Muon(torch.optim.Optimizer):
     lr : learning rate of both
     """
 
-    def __init__(self, kernels: Iterable[Tensor], others: Iterable[Tensor], lr: float = 1e-3) -> None:
+    def __init__(
+        self,
+        kernels: Iterable[Tensor],
+        others: Iterable[Tensor],
+        lr: float = 1e-3,
+    ) -> None:
         groups: list[dict[str, Any]] = [
             {"params": list(kernels), "orthogonal": True},
             {"params": list(others), "orthogonal": False},
         ]
-        super().__init__(groups, {"lr": lr, "momentum": 0.95, "betas": (0.9, 0.999), "eps": 1e-8})
+        super().__init__(
+            groups,
+            {"lr": lr, "momentum": 0.95, "betas": (0.9, 0.999), "eps": 1e-8},
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -60,38 +68,69 @@ class Muon(torch.optim.Optimizer):
                 updates = update(moved, [p.grad for p in moved], group)
                 torch._foreach_add_(moved, updates, alpha=-group["lr"])
 
-    def _orthogonal(self, moved: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    def _orthogonal(
+        self,
+        moved: list[Tensor],
+        gradients: list[Tensor],
+        group: dict[str, Any],
+    ) -> list[Tensor]:
         means = self._averages("mean", moved)
         torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, means, group["momentum"])  # Nesterov's look ahead
+        ahead = torch._foreach_lerp(
+            gradients, means, group["momentum"]
+        )  # Nesterov's look ahead
         alike: dict[torch.Size, list[int]] = {}
         for place, kernel in enumerate(moved):
             alike.setdefault(kernel.shape, []).append(place)
         updates = list(ahead)
         for shape, places in alike.items():
-            matrices = torch.stack([ahead[place].flatten(1) for place in places])
-            matrices = orthogonalized(matrices) * (0.3 * max(matrices.shape[1:]) ** 0.5)
+            matrices = torch.stack(
+                [ahead[place].flatten(1) for place in places]
+            )
+            matrices = orthogonalized(matrices) * (
+                0.3 * max(matrices.shape[1:]) ** 0.5
+            )
             for place, matrix in zip(places, matrices, strict=True):
                 updates[place] = matrix.reshape(shape)
         return updates
 
-    def _adam(self, moved: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    def _adam(
+        self,
+        moved: list[Tensor],
+        gradients: list[Tensor],
+        group: dict[str, Any],
+    ) -> list[Tensor]:
         keep_mean, keep_square = group["betas"]
-        means, squares = self._averages("mean", moved), self._averages("square", moved)
+        means, squares = (
+            self._averages("mean", moved),
+            self._averages("square", moved),
+        )
         torch._foreach_lerp_(means, gradients, 1 - keep_mean)
-        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - keep_square)
-        counts = [self.state[parameter].get("updates", 0) + 1 for parameter in moved]
+        torch._foreach_lerp_(
+            squares, torch._foreach_mul(gradients, gradients), 1 - keep_square
+        )
+        counts = [
+            self.state[parameter].get("updates", 0) + 1 for parameter in moved
+        ]
         for parameter, count in zip(moved, counts, strict=True):
             self.state[parameter]["updates"] = count
-        lengths = torch._foreach_sqrt(torch._foreach_div(squares, [1 - keep_square**count for count in counts]))
+        lengths = torch._foreach_sqrt(
+            torch._foreach_div(
+                squares, [1 - keep_square**count for count in counts]
+            )
+        )
         torch._foreach_add_(lengths, group["eps"])
-        updates = torch._foreach_div(means, [1 - keep_mean**count for count in counts])
+        updates = torch._foreach_div(
+            means, [1 - keep_mean**count for count in counts]
+        )
         torch._foreach_div_(updates, lengths)
         return list(updates)
 
     def _averages(self, name: str, moved: list[Tensor]) -> list[Tensor]:
         """Return a moving average of each parameter, zeros at first."""
-        return [self.state[p].setdefault(name, torch.zeros_like(p)) for p in moved]
+        return [
+            self.state[p].setdefault(name, torch.zeros_like(p)) for p in moved
+        ]
 
 
 def adamw(network: nn.Module) -> torch.optim.Optimizer:
@@ -102,8 +141,15 @@ def adamw(network: nn.Module) -> torch.optim.Optimizer:
 def muon(network: nn.Module) -> Muon:
     """Return Muon for the kernels between the first and the last layer, AdamW for the rest."""
     named = list(network.named_parameters())
-    inside = {name for name, p in named if p.ndim >= 2 and not name.startswith(("inward", "outward", "time"))}
-    return Muon((p for name, p in named if name in inside), (p for name, p in named if name not in inside))
+    inside = {
+        name
+        for name, p in named
+        if p.ndim >= 2 and not name.startswith(("inward", "outward", "time"))
+    }
+    return Muon(
+        (p for name, p in named if name in inside),
+        (p for name, p in named if name not in inside),
+    )
 
 
 OPTIMIZERS: Registry[Callable[[nn.Module], torch.optim.Optimizer]] = Registry(

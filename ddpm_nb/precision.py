@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Copies", "default_device", "drawn_on", "memory_format_for", "precision_for", "widened", "widest"]
+__all__ = [
+    "Copies",
+    "default_device",
+    "drawn_on",
+    "memory_format_for",
+    "precision_for",
+    "widened",
+    "widest",
+]
 
 
 def default_device() -> torch.device:
@@ -43,12 +51,18 @@ def precision_for(device: torch.device) -> str:
     """
     if device.type != "cuda":
         return "no"
-    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return (
+        "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    )
 
 
 def memory_format_for(device: torch.device) -> torch.memory_format:
     """Return how a network of convolutions keeps its weights: channels last for the tensor cores of NVIDIA's cards."""
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    return (
+        torch.channels_last
+        if device.type == "cuda"
+        else torch.contiguous_format
+    )
 
 
 class Copies:
@@ -56,18 +70,24 @@ class Copies:
 
     def __init__(self, *tensors: Tensor) -> None:
         self._tensors = tensors
-        self._kept: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+        self._kept: dict[
+            tuple[torch.device, torch.dtype], tuple[Tensor, ...]
+        ] = {}
 
     def beside(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return them on the device of ``x`` and, those that hold floats, in its dtype."""
         return self.on(x.device, x.dtype)
 
-    def on(self, device: torch.device, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+    def on(
+        self, device: torch.device, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, ...]:
         """Return them on a device in a dtype, by default the widest it has."""
         dtype = widest(device) if dtype is None else dtype
         if (device, dtype) not in self._kept:
             self._kept[device, dtype] = tuple(
-                tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+                tensor.to(device, dtype)
+                if tensor.is_floating_point()
+                else tensor.to(device)
                 for tensor in self._tensors
             )
         return self._kept[device, dtype]

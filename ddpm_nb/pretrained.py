@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from ddpm_nb import belief  # noqa: F401  registers its parameterization
 from ddpm_nb.arguments import choose
 from ddpm_nb.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from ddpm_nb.denoiser import PARAMETERIZATIONS, NetworkDenoiser, Parameterization
+from ddpm_nb.denoiser import (
+    PARAMETERIZATIONS,
+    NetworkDenoiser,
+    Parameterization,
+)
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.metrics import Classifier, Moments, train_classifier
 from ddpm_nb.nets import NETWORKS, built
@@ -38,7 +42,10 @@ _WEIGHTS = Path(__file__).parent / "weights"
 _SHIPPED = {path.stem: path for path in sorted(_WEIGHTS.glob("*.safetensors"))}
 SHIPPED = tuple(_SHIPPED)
 """Names of the models that come with the package."""
-_FEATURES = {path.stem: path for path in sorted((_WEIGHTS / "features").glob("*.safetensors"))}
+_FEATURES = {
+    path.stem: path
+    for path in sorted((_WEIGHTS / "features").glob("*.safetensors"))
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +76,11 @@ class Model:
 
 
 def model_state(
-    network: str, event: tuple[int, ...], parameterization: str, q: GaussianDiffusion, dataset: str
+    network: str,
+    event: tuple[int, ...],
+    parameterization: str,
+    q: GaussianDiffusion,
+    dataset: str,
 ) -> dict[str, Any]:
     """Return the description of a model that a checkpoint must hold, beside the weights, for :func:`load_model`.
 
@@ -106,24 +117,47 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     state = _state(source, _SHIPPED, "a model", ("model", "ema", "step"))
     about = state["model"]
     try:
-        target, (channels, side, _) = PARAMETERIZATIONS[about["parameterization"]], about["event"]
+        target, (channels, side, _) = (
+            PARAMETERIZATIONS[about["parameterization"]],
+            about["event"],
+        )
         network = built(about["network"], channels, side, target.outputs)
     except ValueError as error:
-        raise CheckpointError(f"{source}: {error}; register yours before loading, as ddpm_nb.registry says") from error
+        raise CheckpointError(
+            f"{source}: {error}; register yours before loading, as ddpm_nb.registry says"
+        ) from error
     network.load_state_dict(state["ema"]["network"])
     q = GaussianDiffusion(NoiseSchedule(about["log_alpha_bars"]))
     event = tuple(about["event"])
-    return Model(network.eval().requires_grad_(False), target, q, event, about["dataset"], state["step"])
+    return Model(
+        network.eval().requires_grad_(False),
+        target,
+        q,
+        event,
+        about["dataset"],
+        state["step"],
+    )
 
 
-def export_model(checkpoint: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
+def export_model(
+    checkpoint: str | os.PathLike[str], path: str | os.PathLike[str]
+) -> Path:
     """Write to ``path`` what :func:`load_model` needs of a training checkpoint, the averaged weights as float16.
 
     Rounding changes a weight by at most 1 part in 2048, and halves the file.
     """
     state = load_checkpoint(checkpoint)
-    network = {key: value.half() for key, value in state["ema"]["network"].items()}
-    return save_checkpoint(path, {"model": state["model"], "step": state["step"], "ema": {"network": network}})
+    network = {
+        key: value.half() for key, value in state["ema"]["network"].items()
+    }
+    return save_checkpoint(
+        path,
+        {
+            "model": state["model"],
+            "step": state["step"],
+            "ema": {"network": network},
+        },
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,26 +188,53 @@ def export_features(space: FeatureSpace, path: str | os.PathLike[str]) -> Path:
         split: {"mean": of.mean, "cov": of.cov, "count": of.count}
         for split, of in (("train", space.train), ("test", space.test))
     }
-    state = {"classifier": space.classifier.state_dict(), "accuracy": space.accuracy, **moments}
+    state = {
+        "classifier": space.classifier.state_dict(),
+        "accuracy": space.accuracy,
+        **moments,
+    }
     return save_checkpoint(path, state)
 
 
-def train_features(train: Labelled, test: Labelled, epochs: int, seed: int, few: int | None = None) -> FeatureSpace:
+def train_features(
+    train: Labelled,
+    test: Labelled,
+    epochs: int,
+    seed: int,
+    few: int | None = None,
+) -> FeatureSpace:
     """Train a classifier, on the first ``few`` images if that is given, and measure the real images in its features.
 
     ``train`` and ``test`` are images ``(n, channels, side, side)`` in [−1, 1] with their labels ``(n,)``.
     """
     (images, labels), (held_out, truth) = train, test
-    classifier = train_classifier(images[:few], labels[:few], epochs=epochs, seed=seed)
+    classifier = train_classifier(
+        images[:few], labels[:few], epochs=epochs, seed=seed
+    )
     with torch.no_grad():
-        accuracy = (classifier(held_out).argmax(1) == truth).double().mean().item()
-        real, other = (Moments.of(classifier.features(x)) for x in (images, held_out))
+        accuracy = (
+            (classifier(held_out).argmax(1) == truth).double().mean().item()
+        )
+        real, other = (
+            Moments.of(classifier.features(x)) for x in (images, held_out)
+        )
     return FeatureSpace(classifier, real, other, accuracy)
 
 
-def feature_space(dataset: str, train: Labelled, test: Labelled, epochs: int, seed: int, few: int) -> FeatureSpace:
+def feature_space(
+    dataset: str,
+    train: Labelled,
+    test: Labelled,
+    epochs: int,
+    seed: int,
+    few: int,
+) -> FeatureSpace:
     """Return the features shipped for a data set, or, where there are none, those of :func:`train_features`."""
-    return load_features(dataset) if dataset in _FEATURES else train_features(train, test, epochs, seed, few)
+    return (
+        load_features(dataset)
+        if dataset in _FEATURES
+        else train_features(train, test, epochs, seed, few)
+    )
 
 
 def load_features(source: str | os.PathLike[str]) -> FeatureSpace:
@@ -186,15 +247,28 @@ def load_features(source: str | os.PathLike[str]) -> FeatureSpace:
     CheckpointError
         If the file is missing, damaged, or holds something else.
     """
-    state = _state(source, _FEATURES, "a feature space", ("classifier", "train", "test", "accuracy"))
+    state = _state(
+        source,
+        _FEATURES,
+        "a feature space",
+        ("classifier", "train", "test", "accuracy"),
+    )
     classifier = Classifier()
     classifier.load_state_dict(state["classifier"])
     classifier.eval().requires_grad_(False)
-    return FeatureSpace(classifier, Moments(**state["train"]), Moments(**state["test"]), state["accuracy"])
+    return FeatureSpace(
+        classifier,
+        Moments(**state["train"]),
+        Moments(**state["test"]),
+        state["accuracy"],
+    )
 
 
 def _state(
-    source: str | os.PathLike[str], shipped: dict[str, Path], what: str, keys: tuple[str, ...]
+    source: str | os.PathLike[str],
+    shipped: dict[str, Path],
+    what: str,
+    keys: tuple[str, ...],
 ) -> dict[str, Any]:
     """Return what a shipped file, by its name, or the file ``source`` holds; a word that is neither is refused."""
     path = shipped.get(str(source), Path(source))
@@ -208,5 +282,7 @@ def _state(
     state = load_checkpoint(path)
     missing = [key for key in keys if key not in state]
     if missing:
-        raise CheckpointError(f"{path}: a checkpoint, but not of {what}; missing: {', '.join(missing)}")
+        raise CheckpointError(
+            f"{path}: a checkpoint, but not of {what}; missing: {', '.join(missing)}"
+        )
     return state

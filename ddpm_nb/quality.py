@@ -15,10 +15,24 @@ import torch
 from torch import Tensor
 
 from ddpm_nb.arguments import whole_number
-from ddpm_nb.metrics import Moments, density_coverage, nearest_neighbours, precision_recall, train_classifier
+from ddpm_nb.metrics import (
+    Moments,
+    density_coverage,
+    nearest_neighbours,
+    precision_recall,
+    train_classifier,
+)
 from ddpm_nb.pretrained import FeatureSpace
 
-__all__ = ["Figures", "Verdict", "figures", "images_from", "judged", "report", "told_apart"]
+__all__ = [
+    "Figures",
+    "Verdict",
+    "figures",
+    "images_from",
+    "judged",
+    "report",
+    "told_apart",
+]
 
 _COPY = 0.01  # the share of test images that are nearer to a training image than what counts as a copy
 
@@ -42,15 +56,30 @@ class Figures:
     copies: float
 
 
-def figures(images: Tensor, space: FeatureSpace, train: Tensor, test_features: Tensor, near: float) -> Figures:
+def figures(
+    images: Tensor,
+    space: FeatureSpace,
+    train: Tensor,
+    test_features: Tensor,
+    near: float,
+) -> Figures:
     """Judge one set of images ``(n, channels, side, side)``; ``near`` is the distance below which one is a copy."""
     found, real = space(images), test_features[: len(images)]
-    copies = (nearest_neighbours(images, train)[0] < near).double().mean().item()
+    copies = (
+        (nearest_neighbours(images, train)[0] < near).double().mean().item()
+    )
     frechet = Moments.of(found).frechet_distance(space.test)
-    return Figures(frechet, *precision_recall(real, found), *density_coverage(real, found), copies)
+    return Figures(
+        frechet,
+        *precision_recall(real, found),
+        *density_coverage(real, found),
+        copies,
+    )
 
 
-def told_apart(real: Tensor, drawn: Tensor, seed: int = 0, epochs: int = 6) -> tuple[float, float]:
+def told_apart(
+    real: Tensor, drawn: Tensor, seed: int = 0, epochs: int = 6
+) -> tuple[float, float]:
     """Accuracy of a classifier that tells real from drawn images, on a quarter that it did not see, and its error.
 
     ½ is the best for samples: nobody can tell them from real images. The standard error is that of a share of
@@ -58,13 +87,28 @@ def told_apart(real: Tensor, drawn: Tensor, seed: int = 0, epochs: int = 6) -> t
     """
     n = min(len(real), len(drawn))
     if n < 8:
-        raise ValueError(f"{len(real)} and {len(drawn)} images: expected at least 8 of each")
-    images, labels = torch.cat([real[:n], drawn[:n]]), torch.arange(2).repeat_interleave(n)
+        raise ValueError(
+            f"{len(real)} and {len(drawn)} images: expected at least 8 of each"
+        )
+    images, labels = (
+        torch.cat([real[:n], drawn[:n]]),
+        torch.arange(2).repeat_interleave(n),
+    )
     order = torch.randperm(2 * n, generator=torch.Generator().manual_seed(seed))
     seen, held_out = order[n // 2 :], order[: n // 2]
-    classifier = train_classifier(images[seen], labels[seen], epochs=epochs, seed=seed)
+    classifier = train_classifier(
+        images[seen], labels[seen], epochs=epochs, seed=seed
+    )
     with torch.no_grad():
-        right = torch.cat([classifier(part).argmax(1) for part in images[held_out].split(500)]) == labels[held_out]
+        right = (
+            torch.cat(
+                [
+                    classifier(part).argmax(1)
+                    for part in images[held_out].split(500)
+                ]
+            )
+            == labels[held_out]
+        )
     share = right.double().mean().item()
     return share, math.sqrt(share * (1 - share) / len(held_out))
 
@@ -87,7 +131,14 @@ class Verdict:
     each: int
 
 
-def judged(images: Tensor, space: FeatureSpace, train: Tensor, test: Tensor, parts: int = 4, seed: int = 0) -> Verdict:
+def judged(
+    images: Tensor,
+    space: FeatureSpace,
+    train: Tensor,
+    test: Tensor,
+    parts: int = 4,
+    seed: int = 0,
+) -> Verdict:
     """Judge images against a data set, and as many real training images with them. Tensors ``(n, *event)`` in [−1, 1].
 
     Raises
@@ -108,10 +159,19 @@ def judged(images: Tensor, space: FeatureSpace, train: Tensor, test: Tensor, par
     )
     held, others = train[real[: parts * each]], train[real[parts * each :]]
     test = test[torch.randperm(len(test), generator=generator)]
-    features, near = space(test), nearest_neighbours(test, train)[0].quantile(_COPY).item()
+    features, near = (
+        space(test),
+        nearest_neighbours(test, train)[0].quantile(_COPY).item(),
+    )
     return Verdict(
-        tuple(figures(part, space, train, features, near) for part in mixed[: parts * each].split(each)),
-        tuple(figures(part, space, others, features, near) for part in held.split(each)),
+        tuple(
+            figures(part, space, train, features, near)
+            for part in mixed[: parts * each].split(each)
+        ),
+        tuple(
+            figures(part, space, others, features, near)
+            for part in held.split(each)
+        ),
         told_apart(others, mixed, seed),
         told_apart(others, held, seed),
         each,
@@ -122,13 +182,28 @@ def report(verdict: Verdict, parts: int) -> str:
     """Return a verdict as a table of plain text, mean ± standard error over the parts."""
     names = [field.name for field in fields(Figures)]
     head = f"{parts} parts of {verdict.each} images each; mean ± standard error over the parts"
-    lines = [head, f"{'':9s}" + "".join(f"{name:>18s}" for name in names) + f"{'told apart':>18s}"]
-    rows = {"images": (verdict.drawn, verdict.drawn_apart), "real": (verdict.real, verdict.real_apart)}
+    lines = [
+        head,
+        f"{'':9s}"
+        + "".join(f"{name:>18s}" for name in names)
+        + f"{'told apart':>18s}",
+    ]
+    rows = {
+        "images": (verdict.drawn, verdict.drawn_apart),
+        "real": (verdict.real, verdict.real_apart),
+    }
     for row, (found, apart) in rows.items():
-        table = np.array([[getattr(part, name) for name in names] for part in found])
+        table = np.array(
+            [[getattr(part, name) for name in names] for part in found]
+        )
         errors = table.std(0, ddof=1) / math.sqrt(len(table))
         cells = [*zip(table.mean(0), errors, strict=True), apart]
-        lines.append(f"{row:9s}" + "".join(f"{f'{mean:.3f} ± {error:.3f}':>18s}" for mean, error in cells))
+        lines.append(
+            f"{row:9s}"
+            + "".join(
+                f"{f'{mean:.3f} ± {error:.3f}':>18s}" for mean, error in cells
+            )
+        )
     return "\n".join(lines)
 
 
@@ -149,16 +224,22 @@ def images_from(source: Path, event: tuple[int, int, int]) -> Tensor:
         loaded = np.load(source, allow_pickle=False)
         array = loaded[loaded.files[0]] if source.suffix == ".npz" else loaded
     else:
-        raise ValueError(f"images = {str(source)!r}: expected a folder of PNG files, or a .npy or .npz file")
+        raise ValueError(
+            f"images = {str(source)!r}: expected a folder of PNG files, or a .npy or .npz file"
+        )
     if array.dtype != np.uint8:
-        raise ValueError(f"{source}: numbers of type {array.dtype}; expected uint8, the grey levels 0 to 255")
+        raise ValueError(
+            f"{source}: numbers of type {array.dtype}; expected uint8, the grey levels 0 to 255"
+        )
     channels, side, _ = event
     if array.shape[1:] == (side, side, channels):
         array = np.moveaxis(array, -1, 1)
     elif array.shape[1:] == (side, side) and channels == 1:
         array = array[:, None]
     if array.shape[1:] != event:
-        raise ValueError(f"{source}: images of shape {array.shape[1:]}; expected {event}, those of the data set")
+        raise ValueError(
+            f"{source}: images of shape {array.shape[1:]}; expected {event}, those of the data set"
+        )
     return torch.from_numpy(array.astype(np.float32)) / 127.5 - 1
 
 
@@ -167,12 +248,18 @@ def _folder(source: Path, event: tuple[int, int, int]) -> np.ndarray:
 
     files = sorted(source.rglob("*.png"))
     if not files:
-        raise ValueError(f"images = {str(source)!r}: a folder without a .png file")
+        raise ValueError(
+            f"images = {str(source)!r}: a folder without a .png file"
+        )
     channels, side, _ = event
     rows = []
     for file in files:
         with Image.open(file) as image:
             if image.size != (side, side):
-                raise ValueError(f"{file}: {image.size[0]} x {image.size[1]} pixels; expected {side} x {side}")
-            rows.append(np.asarray(image.convert("L" if channels == 1 else "RGB")))
+                raise ValueError(
+                    f"{file}: {image.size[0]} x {image.size[1]} pixels; expected {side} x {side}"
+                )
+            rows.append(
+                np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            )
     return np.stack(rows)

@@ -22,7 +22,15 @@ from ddpm_nb.optimizers import OPTIMIZERS
 from ddpm_nb.precision import default_device, memory_format_for, precision_for
 from ddpm_nb.pretrained import model_state
 from ddpm_nb.schedule import SCHEDULES
-from ddpm_nb.training import Ema, Learner, Objective, Plan, Step, train, warmup_rate
+from ddpm_nb.training import (
+    Ema,
+    Learner,
+    Objective,
+    Plan,
+    Step,
+    train,
+    warmup_rate,
+)
 from ddpm_nb.weighting import STEP_DRAWS, WEIGHTINGS
 
 if TYPE_CHECKING:
@@ -81,7 +89,15 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for registry in (DATASETS, NETWORKS, SCHEDULES, PARAMETERIZATIONS, WEIGHTINGS, STEP_DRAWS, OPTIMIZERS):
+        for registry in (
+            DATASETS,
+            NETWORKS,
+            SCHEDULES,
+            PARAMETERIZATIONS,
+            WEIGHTINGS,
+            STEP_DRAWS,
+            OPTIMIZERS,
+        ):
             choose(registry.kind, getattr(self, registry.kind), registry)
         grey = getattr(self.target, "grey_levels", None)
         if grey is not None and grey != DATASETS[self.dataset].levels:
@@ -89,8 +105,18 @@ class Recipe:
                 f"parameterization = {self.parameterization!r}: a belief about {grey} grey levels, but "
                 f"{self.dataset!r} has {DATASETS[self.dataset].levels}; register ddpm_nb.belief.Belief with that number"
             )
-        choose("mixed_precision", self.mixed_precision, dict.fromkeys(("auto", "no", "bf16", "fp16")))
-        for name, least in {"steps": 1, "batch_size": 1, "warmup": 0, "T": 2, "seed": 0}.items():
+        choose(
+            "mixed_precision",
+            self.mixed_precision,
+            dict.fromkeys(("auto", "no", "bf16", "fp16")),
+        )
+        for name, least in {
+            "steps": 1,
+            "batch_size": 1,
+            "warmup": 0,
+            "T": 2,
+            "seed": 0,
+        }.items():
             whole_number(name, getattr(self, name), least=least)
         end = self.q.schedule.level(self.T)
         gap = -0.5 * math.log(end.noise_var)  # L_T of a pixel at ±1
@@ -104,7 +130,11 @@ class Recipe:
 
     def on(self, device: torch.device) -> Recipe:
         """Return the recipe with its precision decided for ``device``: what a run and its checkpoint then hold."""
-        return replace(self, mixed_precision=precision_for(device)) if self.mixed_precision == "auto" else self
+        return (
+            replace(self, mixed_precision=precision_for(device))
+            if self.mixed_precision == "auto"
+            else self
+        )
 
     @property
     def q(self) -> GaussianDiffusion:
@@ -119,11 +149,18 @@ class Recipe:
     @property
     def objective(self) -> Objective:
         """What is minimized."""
-        return Objective(self.q, self.target, WEIGHTINGS[self.weighting], STEP_DRAWS[self.step_draw])
+        return Objective(
+            self.q,
+            self.target,
+            WEIGHTINGS[self.weighting],
+            STEP_DRAWS[self.step_draw],
+        )
 
     def plan(self, microbatches: int = 1) -> Plan:
         """Return how it is minimized, in so many parts of a batch."""
-        rate = warmup_rate(self.learning_rate, min(self.warmup, self.steps - 1), self.steps)
+        rate = warmup_rate(
+            self.learning_rate, min(self.warmup, self.steps - 1), self.steps
+        )
         return Plan(self.steps, self.batch_size, rate, self.seed, microbatches)
 
     def untrained(self) -> nn.Module:
@@ -131,11 +168,15 @@ class Recipe:
         card = DATASETS[self.dataset]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return built(self.network, card.channels, card.side, self.target.outputs)
+            return built(
+                self.network, card.channels, card.side, self.target.outputs
+            )
 
     def accelerator(self) -> Accelerator:
         """Return the accelerator of a run, in its precision, compiled or not. It fixes both for the whole process."""
-        from accelerate import Accelerator  # seconds to import, needed here only
+        from accelerate import (
+            Accelerator,
+        )  # seconds to import, needed here only
 
         return Accelerator(
             mixed_precision=self.on(default_device()).mixed_precision,
@@ -145,14 +186,36 @@ class Recipe:
     def learner(self, device: torch.device | str = "cpu") -> Learner:
         """Return the network on ``device``, its optimizer and its moving average, before the first step."""
         device = torch.device(device)
-        network = self.untrained().to(device).to(memory_format=memory_format_for(device))  # type: ignore[call-overload]
-        return Learner(network, OPTIMIZERS[self.optimizer](network), Ema(network, self.ema_decay))
+        layout = memory_format_for(device)
+        network = self.untrained().to(device)
+        network = network.to(memory_format=layout)  # type: ignore[call-overload]
+        return Learner(
+            network,
+            OPTIMIZERS[self.optimizer](network),
+            Ema(network, self.ema_decay),
+        )
 
-    def run(self, learner: Learner, images: Tensor, accelerator: Accelerator, microbatches: int = 1) -> Iterator[Step]:
+    def run(
+        self,
+        learner: Learner,
+        images: Tensor,
+        accelerator: Accelerator,
+        microbatches: int = 1,
+    ) -> Iterator[Step]:
         """Yield the steps that are left to ``learner``, which is kept up to date: its average and its losses, too."""
-        network, optimizer = accelerator.prepare(learner.network, learner.optimizer)
+        network, optimizer = accelerator.prepare(
+            learner.network, learner.optimizer
+        )
         plan = self.plan(microbatches)
-        run = train(network, optimizer, self.objective, images, plan, len(learner.losses), accelerator)
+        run = train(
+            network,
+            optimizer,
+            self.objective,
+            images,
+            plan,
+            len(learner.losses),
+            accelerator,
+        )
         for step in run:
             learner.ema.update(learner.network)
             learner.losses.append(step.loss)
@@ -160,7 +223,13 @@ class Recipe:
 
     def state(self, learner: Learner) -> dict[str, Any]:
         """Return what a checkpoint of this run holds: the recipe, the model's description, the learner."""
-        about = model_state(self.network, DATASETS[self.dataset].event, self.parameterization, self.q, self.dataset)
+        about = model_state(
+            self.network,
+            DATASETS[self.dataset].event,
+            self.parameterization,
+            self.q,
+            self.dataset,
+        )
         return {"recipe": asdict(self), "model": about, **learner.state_dict()}
 
     def resume(self, learner: Learner, path: str | os.PathLike[str]) -> None:
@@ -174,14 +243,21 @@ class Recipe:
         saved = load_checkpoint(path)
         theirs = saved.get("recipe")
         if not isinstance(theirs, dict):
-            raise CheckpointError(f"{path}: a checkpoint, but not of a training run")
+            raise CheckpointError(
+                f"{path}: a checkpoint, but not of a training run"
+            )
         ours = asdict(self)
-        theirs = {**asdict(Recipe()), **theirs}  # a setting younger than the checkpoint had its default
+        theirs = {
+            **asdict(Recipe()),
+            **theirs,
+        }  # a setting younger than the checkpoint had its default
         differing = [
             f"{name} is {theirs.get(name)!r} there, {ours[name]!r} here"
             for name in ours
             if theirs.get(name) != ours[name]
         ]
         if differing:
-            raise CheckpointError(f"{path}: of a run with another recipe: {'; '.join(differing)}")
+            raise CheckpointError(
+                f"{path}: of a run with another recipe: {'; '.join(differing)}"
+            )
         learner.load_state_dict(saved)

@@ -42,7 +42,9 @@ class Registry(Mapping[str, Entry]):
     def register(self, name: str, entry: Entry) -> Entry:
         """Add an entry and return it; ``ValueError`` for a name that is taken, so that none changes its meaning."""
         if name in self._entries and self._entries[name] is not entry:
-            raise ValueError(f"{self.kind} = {name!r}: that name is taken; registered are {', '.join(self._entries)}")
+            raise ValueError(
+                f"{self.kind} = {name!r}: that name is taken; registered are {', '.join(self._entries)}"
+            )
         self._entries[name] = entry
         return entry
 
@@ -75,9 +77,13 @@ def load_extension(source: str) -> None:
         try:
             importlib.import_module(source)
         except ModuleNotFoundError as error:
-            if error.name is not None and not f"{source}.".startswith(f"{error.name}."):
+            if error.name is not None and not f"{source}.".startswith(
+                f"{error.name}."
+            ):
                 raise  # the module is there, and what it imports is not
-            raise ValueError(f"extension = {source!r}: expected a path to a .py file, or a module's name") from error
+            raise ValueError(
+                f"extension = {source!r}: expected a path to a .py file, or a module's name"
+            ) from error
         return
     path = Path(source).resolve()
     name = f"ddpm_nb_extension_{path.stem}"
@@ -86,7 +92,9 @@ def load_extension(source: str) -> None:
     if not path.is_file():
         raise ValueError(f"extension = {source!r}: there is no such file")
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # a .py file always has both
+    assert (
+        spec is not None and spec.loader is not None
+    )  # a .py file always has both
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[name] = module

@@ -8,12 +8,25 @@ from math import sqrt
 from torch import Tensor
 
 from ddpm_nb.denoiser import Denoiser, check_process
-from ddpm_nb.diffusion import GaussianDiffusion, posterior_mean, posterior_var, weighted_sum
+from ddpm_nb.diffusion import (
+    GaussianDiffusion,
+    posterior_mean,
+    posterior_var,
+    weighted_sum,
+)
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.kernels import State, grid, last, walk
 from ddpm_nb.schedule import Level, Variance, added_var
 
-__all__ = ["DDIM", "Ancestral", "State", "grid", "last", "variance_between", "walk"]
+__all__ = [
+    "DDIM",
+    "Ancestral",
+    "State",
+    "grid",
+    "last",
+    "variance_between",
+    "walk",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +64,14 @@ def variance_between(share: float) -> Variance:
     Source: Nichol & Dhariwal 2021, (15). Book: [](#eq-m7-between).
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"share = {share}: expected a number from 0 (β̃) to 1 (β)")
+        raise ValueError(
+            f"share = {share}: expected a number from 0 (β̃) to 1 (β)"
+        )
 
     def variance(before: Level, here: Level) -> Tensor | float:
-        return added_var(before, here) ** share * posterior_var(before, here) ** (1 - share)
+        return added_var(before, here) ** share * posterior_var(
+            before, here
+        ) ** (1 - share)
 
     return variance
 
@@ -80,12 +97,19 @@ class DDIM:
     def __post_init__(self) -> None:
         check_process(self.q, self.denoise)
         if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"eta = {self.eta}: expected a number from 0 (no noise) to 1 (ancestral)")
+            raise ValueError(
+                f"eta = {self.eta}: expected a number from 0 (no noise) to 1 (ancestral)"
+            )
 
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the law of x_s."""
         before, here = self.q.schedule.levels(s, t)
         var = self.eta**2 * posterior_var(before, here)
         direction = sqrt(max(before.noise_var - var, 0.0)) / here.noise
-        mean = weighted_sum(before.signal - direction * here.signal, self.denoise(x_t, t), direction, x_t)
+        mean = weighted_sum(
+            before.signal - direction * here.signal,
+            self.denoise(x_t, t),
+            direction,
+            x_t,
+        )
         return Gaussian(mean, var)

@@ -60,8 +60,15 @@ class Level:
     def of(cls, log_alpha_bar: Number) -> Level:
         """Return the level at which log ᾱ is ``log_alpha_bar``, a float or a tensor."""
         compute: Any = _functions(log_alpha_bar)
-        noise_var = 0.0 - compute.expm1(log_alpha_bar)  # not -expm1: a zero with a minus sign makes SNR_0 = −∞
-        return cls(compute.exp(log_alpha_bar / 2), compute.sqrt(noise_var), noise_var, log_alpha_bar)
+        noise_var = 0.0 - compute.expm1(
+            log_alpha_bar
+        )  # not -expm1: a zero with a minus sign makes SNR_0 = −∞
+        return cls(
+            compute.exp(log_alpha_bar / 2),
+            compute.sqrt(noise_var),
+            noise_var,
+            log_alpha_bar,
+        )
 
     @property
     def alpha_bar(self) -> Any:
@@ -76,7 +83,12 @@ class Level:
     @property
     def log_snr(self) -> Any:
         """Log of the signal-to-noise ratio, in nats."""
-        return math.inf if self._is_clean else self.log_alpha_bar - _functions(self.noise_var).log(self.noise_var)
+        return (
+            math.inf
+            if self._is_clean
+            else self.log_alpha_bar
+            - _functions(self.noise_var).log(self.noise_var)
+        )
 
     @property
     def sigma(self) -> Any:
@@ -127,23 +139,43 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         table = self.log_alpha_bars
-        if not torch.is_tensor(table) or table.dtype != torch.float64 or table.device.type != "cpu":
-            raise TypeError("log_alpha_bars: expected a float64 tensor on the CPU; from_betas takes any numbers")
+        if (
+            not torch.is_tensor(table)
+            or table.dtype != torch.float64
+            or table.device.type != "cpu"
+        ):
+            raise TypeError(
+                "log_alpha_bars: expected a float64 tensor on the CPU; from_betas takes any numbers"
+            )
         if table.ndim != 1 or len(table) < 2:
-            raise ValueError(f"log_alpha_bars of shape {tuple(table.shape)}: expected (T + 1,) with T at least 1")
-        if table[0] != 0 or not bool((table.diff() < 0).all()) or not bool(torch.isfinite(table).all()):
-            raise ValueError("log_alpha_bars: expected finite values that start at 0 (ᾱ_0 = 1) and fall strictly")
+            raise ValueError(
+                f"log_alpha_bars of shape {tuple(table.shape)}: expected (T + 1,) with T at least 1"
+            )
+        if (
+            table[0] != 0
+            or not bool((table.diff() < 0).all())
+            or not bool(torch.isfinite(table).all())
+        ):
+            raise ValueError(
+                "log_alpha_bars: expected finite values that start at 0 (ᾱ_0 = 1) and fall strictly"
+            )
 
     @classmethod
     def from_betas(cls, betas: Tensor | Sequence[float]) -> NoiseSchedule:
         """Build the schedule in which step t adds variance ``betas[t - 1]``, each strictly between 0 and 1."""
-        beta = torch.as_tensor(betas, dtype=torch.float64, device="cpu").detach()
+        beta = torch.as_tensor(
+            betas, dtype=torch.float64, device="cpu"
+        ).detach()
         if beta.ndim != 1 or len(beta) == 0:
-            raise ValueError(f"betas of shape {tuple(beta.shape)}: expected (T,), β_1 first")
+            raise ValueError(
+                f"betas of shape {tuple(beta.shape)}: expected (T,), β_1 first"
+            )
         wrong = torch.nonzero(~((beta > 0) & (beta < 1)))
         if len(wrong):
             t = int(wrong[0]) + 1
-            raise ValueError(f"β_{t} = {beta[t - 1].item()}: expected a variance strictly between 0 and 1")
+            raise ValueError(
+                f"β_{t} = {beta[t - 1].item()}: expected a variance strictly between 0 and 1"
+            )
         return cls(torch.cat([beta.new_zeros(1), torch.log1p(-beta).cumsum(0)]))
 
     @property
@@ -161,7 +193,10 @@ class NoiseSchedule:
         """Return the levels of an earlier step s and a later one t; ``ValueError`` unless s < t."""
         if type(s) is int and type(t) is int and 0 <= s < t < len(self._levels):
             return self._levels[s], self._levels[t]
-        before, here = self._levels_of("s", s, least=0), self._levels_of("t", t, least=0)
+        before, here = (
+            self._levels_of("s", s, least=0),
+            self._levels_of("t", t, least=0),
+        )
         _check_order(s, t)
         return before, here
 
@@ -172,7 +207,9 @@ class NoiseSchedule:
     def alpha(self, t: Time) -> Tensor:
         """α_t = 1 − β_t, for t ≥ 1."""
         before, here = self._step(t)
-        return _float64(Level.of(here.log_alpha_bar - before.log_alpha_bar).alpha_bar)
+        return _float64(
+            Level.of(here.log_alpha_bar - before.log_alpha_bar).alpha_bar
+        )
 
     def beta(self, t: Time) -> Tensor:
         """β_t, the variance added in step t, for t ≥ 1."""
@@ -201,39 +238,62 @@ class NoiseSchedule:
         if not torch.is_tensor(t):
             step = whole_number(name, t, least=least)
             if step > self.T:
-                raise ValueError(f"{name} = {t}: expected a step from {least} to T = {self.T}")
+                raise ValueError(
+                    f"{name} = {t}: expected a step from {least} to T = {self.T}"
+                )
             return self._levels[step]
         if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
-            raise TypeError(f"{name} of dtype {t.dtype}: expected an integer tensor of steps")
+            raise TypeError(
+                f"{name} of dtype {t.dtype}: expected an integer tensor of steps"
+            )
         if t.device.type == "cpu" and t.numel():
             low, high = int(t.min()), int(t.max())
             if low < least or high > self.T:
                 wrong = low if low < least else high
-                raise ValueError(f"{name} contains {wrong}: expected steps from {least} to T = {self.T}")
+                raise ValueError(
+                    f"{name} contains {wrong}: expected steps from {least} to T = {self.T}"
+                )
         (table,) = self._copies.on(t.device)
         return Level.of(table[t.long()])
 
 
 def _float64(value: Number) -> Tensor:
-    return value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
+    return (
+        value
+        if torch.is_tensor(value)
+        else torch.tensor(value, dtype=torch.float64)
+    )
 
 
 def _check_order(s: Time, t: Time) -> None:
     if torch.is_tensor(s) or torch.is_tensor(t):
-        if any(torch.is_tensor(time) and time.device.type != "cpu" for time in (s, t)):
+        if any(
+            torch.is_tensor(time) and time.device.type != "cpu"
+            for time in (s, t)
+        ):
             return  # reading a GPU's steps would make the host wait for it
         if bool((torch.as_tensor(s) >= torch.as_tensor(t)).any()):
-            raise ValueError(f"s = {s}, t = {t}: expected s < t for every sample, the earlier step first")
+            raise ValueError(
+                f"s = {s}, t = {t}: expected s < t for every sample, the earlier step first"
+            )
     elif s >= t:
-        raise ValueError(f"s = {s}, t = {t}: expected s < t, the earlier step first")
+        raise ValueError(
+            f"s = {s}, t = {t}: expected s < t, the earlier step first"
+        )
 
 
-def linear_schedule(T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02) -> NoiseSchedule:
+def linear_schedule(
+    T: int = 1000, beta_1: float = 1e-4, beta_T: float = 0.02
+) -> NoiseSchedule:
     """β_t on a line from β_1 to β_T (Ho et al. 2020; Vilhes 5.2). Book: [linear schedule](#eq-linear-schedule).
 
     The ends are those of one step, so that for another T they give another amount of noise: see :data:`SCHEDULES`.
     """
-    return NoiseSchedule.from_betas(torch.linspace(beta_1, beta_T, whole_number("T", T, least=1), dtype=torch.float64))
+    return NoiseSchedule.from_betas(
+        torch.linspace(
+            beta_1, beta_T, whole_number("T", T, least=1), dtype=torch.float64
+        )
+    )
 
 
 def _linear_shape(T: int) -> NoiseSchedule:
@@ -241,7 +301,9 @@ def _linear_shape(T: int) -> NoiseSchedule:
     return linear_schedule(whole_number("T", T, least=21), 0.1 / T, 20 / T)
 
 
-def cosine_schedule(T: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
+def cosine_schedule(
+    T: int = 1000, offset: float = 0.008, max_beta: float = 0.999
+) -> NoiseSchedule:
     """ᾱ_t ∝ cos²(π/2 · (t/T + offset)/(1 + offset)), β_t ≤ max_beta (Nichol & Dhariwal 2021, Fireflies).
 
     Book: [cosine schedule](#eq-cosine-schedule).
@@ -250,19 +312,31 @@ def cosine_schedule(T: int = 1000, offset: float = 0.008, max_beta: float = 0.99
         raise ValueError(f"offset = {offset}: expected a number of at least 0")
     u = torch.arange(whole_number("T", T, least=1) + 1, dtype=torch.float64) / T
     signal = torch.cos((u + offset) / (1 + offset) * (math.pi / 2)).square()
-    return NoiseSchedule.from_betas((1 - signal[1:] / signal[:-1]).clamp(max=max_beta))
+    return NoiseSchedule.from_betas(
+        (1 - signal[1:] / signal[:-1]).clamp(max=max_beta)
+    )
 
 
-def log_snr_schedule(T: int = 1000, first: float = 13.3, last: float = -6.3) -> NoiseSchedule:
+def log_snr_schedule(
+    T: int = 1000, first: float = 13.3, last: float = -6.3
+) -> NoiseSchedule:
     """log SNR_t on a line from ``first`` at t = 1 to ``last`` at t = T (Kingma et al. 2021).
 
     The default ends leave nothing to L_0 for 256 grey levels, whose spacing is six times the noise of step 1, and
     nothing to L_T. ``ValueError`` unless first > last.
     """
     if not first > last:
-        raise ValueError(f"first = {first}, last = {last}: expected first > last, the log SNR falls")
-    log_snr = torch.linspace(first, last, whole_number("T", T, least=2), dtype=torch.float64)
-    return NoiseSchedule(torch.cat([log_snr.new_zeros(1), torch.nn.functional.logsigmoid(log_snr)]))
+        raise ValueError(
+            f"first = {first}, last = {last}: expected first > last, the log SNR falls"
+        )
+    log_snr = torch.linspace(
+        first, last, whole_number("T", T, least=2), dtype=torch.float64
+    )
+    return NoiseSchedule(
+        torch.cat(
+            [log_snr.new_zeros(1), torch.nn.functional.logsigmoid(log_snr)]
+        )
+    )
 
 
 def refined(schedule: NoiseSchedule, finer: int) -> NoiseSchedule:
@@ -272,7 +346,10 @@ def refined(schedule: NoiseSchedule, finer: int) -> NoiseSchedule:
     [](#eq-m7-limit).
     """
     whole_number("finer", finer, least=1)
-    log_snr = torch.tensor([schedule.level(t).log_snr for t in range(1, schedule.T + 1)], dtype=torch.float64)
+    log_snr = torch.tensor(
+        [schedule.level(t).log_snr for t in range(1, schedule.T + 1)],
+        dtype=torch.float64,
+    )
     share = torch.arange(finer, dtype=torch.float64) / finer
     between = torch.lerp(log_snr[:-1, None], log_snr[1:, None], share).flatten()
     table = torch.nn.functional.logsigmoid(torch.cat([between, log_snr[-1:]]))
@@ -280,7 +357,12 @@ def refined(schedule: NoiseSchedule, finer: int) -> NoiseSchedule:
 
 
 SCHEDULES: Registry[Callable[[int], NoiseSchedule]] = Registry(
-    "schedule", {"linear": _linear_shape, "cosine": cosine_schedule, "log_snr": log_snr_schedule}
+    "schedule",
+    {
+        "linear": _linear_shape,
+        "cosine": cosine_schedule,
+        "log_snr": log_snr_schedule,
+    },
 )
 """T ↦ the schedule of a shape with T steps, by name. A shape ends with the same noise at every T."""
 
@@ -293,5 +375,9 @@ def coefficient(value: Any, x: Tensor) -> Any:
     if not isinstance(value, Tensor):
         return value
     if value.ndim == 1 and value.shape[0] not in (1, x.shape[0]):
-        raise ValueError(f"t of shape {tuple(value.shape)}: expected ({x.shape[0]},), one step for each sample")
-    return value.to(device=x.device, dtype=x.dtype).reshape(value.shape + (1,) * (x.ndim - value.ndim))
+        raise ValueError(
+            f"t of shape {tuple(value.shape)}: expected ({x.shape[0]},), one step for each sample"
+        )
+    return value.to(device=x.device, dtype=x.dtype).reshape(
+        value.shape + (1,) * (x.ndim - value.ndim)
+    )

@@ -43,7 +43,9 @@ __all__ = [
     "solve_ode",
 ]
 
-Field = Callable[[Tensor, float], Tensor]  # (x, u) -> a vector at x: a drift or a score, of the shape of x
+Field = Callable[
+    [Tensor, float], Tensor
+]  # (x, u) -> a vector at x: a drift or a score, of the shape of x
 Data = TypeVar("Data", GaussianMixture, CorrelatedGaussian)
 
 
@@ -83,7 +85,9 @@ class VPSDE:
     def transition(self, x: Tensor, u: float, v: float) -> Gaussian:
         """q(x_v | x_u) = N(√(ᾱ(v)/ᾱ(u)) x_u, (1 − ᾱ(v)/ᾱ(u)) I) for u ≤ v, exact. Book: [](#eq-s5-transition)."""
         if not 0 <= u <= v <= 1:
-            raise ValueError(f"u = {u}, v = {v}: expected 0 <= u <= v <= 1, the earlier time first")
+            raise ValueError(
+                f"u = {u}, v = {v}: expected 0 <= u <= v <= 1, the earlier time first"
+            )
         step = Level.of(self.log_alpha_bar(v) - self.log_alpha_bar(u))
         return Gaussian(step.signal * x, step.noise_var)
 
@@ -97,7 +101,11 @@ class VPSDE:
 
     def law(self, data: Data, u: float) -> Data:
         """q_u, the law of X_u for X_0 ~ data. Book: [the diffused mixture](#eq-mixture-marginal)."""
-        return data if u == 0 else data.diffused(GaussianDiffusion(observed(self, [u])), 1)
+        return (
+            data
+            if u == 0
+            else data.diffused(GaussianDiffusion(observed(self, [u])), 1)
+        )
 
     def forward(self) -> Process:
         """Return the process from data to noise."""
@@ -110,10 +118,14 @@ class VPSDE:
         marginals of the forward process. Book: [the reverse family](#eq-reverse-family).
         """
         if not noise >= 0:
-            raise ValueError(f"noise = {noise}: expected a factor of at least 0 (0: ODE, 1: Anderson's SDE)")
+            raise ValueError(
+                f"noise = {noise}: expected a factor of at least 0 (0: ODE, 1: Anderson's SDE)"
+            )
 
         def drift(x: Tensor, u: float) -> Tensor:
-            return self.drift(x, u) - 0.5 * (1 + noise**2) * self.rate(u) * score(x, u)
+            return self.drift(x, u) - 0.5 * (1 + noise**2) * self.rate(
+                u
+            ) * score(x, u)
 
         return Process(drift, lambda u: noise * self.diffusion(u), arrow=-1)
 
@@ -121,8 +133,13 @@ class VPSDE:
 def linear_sde(rate_0: float = 0.1, rate_1: float = 20.0) -> VPSDE:
     """β(u) on a line from ``rate_0`` to ``rate_1``, the linear schedule for T → ∞. Book: [](#eq-s5-linear-rate)."""
     if not 0 < rate_0 <= rate_1:
-        raise ValueError(f"rate_0 = {rate_0}, rate_1 = {rate_1}: expected 0 < rate_0 <= rate_1")
-    return VPSDE(lambda u: rate_0 + u * (rate_1 - rate_0), lambda u: -(rate_0 * u + 0.5 * (rate_1 - rate_0) * u**2))
+        raise ValueError(
+            f"rate_0 = {rate_0}, rate_1 = {rate_1}: expected 0 < rate_0 <= rate_1"
+        )
+    return VPSDE(
+        lambda u: rate_0 + u * (rate_1 - rate_0),
+        lambda u: -(rate_0 * u + 0.5 * (rate_1 - rate_0) * u**2),
+    )
 
 
 def cosine_sde(offset: float = 0.008, max_rate: float = 999.0) -> VPSDE:
@@ -131,32 +148,50 @@ def cosine_sde(offset: float = 0.008, max_rate: float = 999.0) -> VPSDE:
     Uncut, the rate is infinite at u = 1. Book: [](#eq-s5-cosine-rate).
     """
     if not (offset >= 0 and max_rate > 0):
-        raise ValueError(f"offset = {offset}, max_rate = {max_rate}: expected offset >= 0 and max_rate > 0")
+        raise ValueError(
+            f"offset = {offset}, max_rate = {max_rate}: expected offset >= 0 and max_rate > 0"
+        )
     slope = math.pi / (1 + offset)
-    cut = max(math.atan(max_rate / slope) / (slope / 2) - offset, 0.0)  # where the rate reaches max_rate
+    cut = max(
+        math.atan(max_rate / slope) / (slope / 2) - offset, 0.0
+    )  # where the rate reaches max_rate
 
     def log_alpha_bar(u: float) -> float:
         free = min(u, cut)
-        signal = math.cos(slope / 2 * (free + offset)) / math.cos(slope / 2 * offset)
+        signal = math.cos(slope / 2 * (free + offset)) / math.cos(
+            slope / 2 * offset
+        )
         return 2 * math.log(signal) - max_rate * (u - free)
 
-    return VPSDE(lambda u: max_rate if u >= cut else slope * math.tan(slope / 2 * (u + offset)), log_alpha_bar)
+    return VPSDE(
+        lambda u: (
+            max_rate if u >= cut else slope * math.tan(slope / 2 * (u + offset))
+        ),
+        log_alpha_bar,
+    )
 
 
-def log_snr_sde(T: int = 1000, first: float = 13.3, last: float = -6.3) -> VPSDE:
+def log_snr_sde(
+    T: int = 1000, first: float = 13.3, last: float = -6.3
+) -> VPSDE:
     """log SNR on a line from ``first`` at u = 1/T to ``last`` at u = 1, as in the chain of T steps with these ends.
 
     The rate is the slope of −log SNR times 1 − ᾱ, smooth in u. Before 1/T the line goes on: data begin with the noise
     of e^first, which is too little to matter and not 0. ``ValueError`` unless first > last. Book: [](#eq-m7-limit).
     """
     if not first > last:
-        raise ValueError(f"first = {first}, last = {last}: expected first > last, the log SNR falls")
+        raise ValueError(
+            f"first = {first}, last = {last}: expected first > last, the log SNR falls"
+        )
     slope = (first - last) / (1 - 1 / T)
 
     def log_snr(u: float) -> float:
         return first - slope * (u - 1 / T)
 
-    return VPSDE(lambda u: slope / (1 + math.exp(log_snr(u))), lambda u: -math.log1p(math.exp(-log_snr(u))))
+    return VPSDE(
+        lambda u: slope / (1 + math.exp(log_snr(u))),
+        lambda u: -math.log1p(math.exp(-log_snr(u))),
+    )
 
 
 def chain_sde(schedule: NoiseSchedule) -> VPSDE:
@@ -176,7 +211,9 @@ def chain_sde(schedule: NoiseSchedule) -> VPSDE:
         t = step(u)
         return table[t] + (table[t] - table[t - 1]) * (u * T - t)
 
-    return VPSDE(lambda u: T * (table[step(u) - 1] - table[step(u)]), log_alpha_bar)
+    return VPSDE(
+        lambda u: T * (table[step(u) - 1] - table[step(u)]), log_alpha_bar
+    )
 
 
 def observed(sde: VPSDE, times: Sequence[float]) -> NoiseSchedule:
@@ -184,7 +221,9 @@ def observed(sde: VPSDE, times: Sequence[float]) -> NoiseSchedule:
 
     ``observed(chain_sde(schedule), [1/T, ..., 1])`` is ``schedule``. Book: [the chain is an SDE](#eq-chain-rate).
     """
-    return NoiseSchedule(torch.tensor([0.0, *map(sde.log_alpha_bar, times)], dtype=torch.float64))
+    return NoiseSchedule(
+        torch.tensor([0.0, *map(sde.log_alpha_bar, times)], dtype=torch.float64)
+    )
 
 
 def exact_score(sde: VPSDE, data: Data) -> Field:
@@ -195,14 +234,21 @@ def exact_score(sde: VPSDE, data: Data) -> Field:
     return lambda x, u: sde.law(data.to(x.device), u).grad_log_prob(x)
 
 
-def euler_maruyama_step(process: Process, x: Tensor, u: float, v: float) -> Gaussian:
+def euler_maruyama_step(
+    process: Process, x: Tensor, u: float, v: float
+) -> Gaussian:
     """N(x + drift Δu, diffusion² abs(Δu) I), the law of a step from u to v = u + Δu. Book: [](#eq-euler-maruyama).
 
     Raises ``ValueError`` for a step against the process: a drift is right for one direction of time only.
     """
     if not process.arrow * (v - u) > 0:
-        raise ValueError(f"times go from {u} to {v}: expected them to {'rise' if process.arrow > 0 else 'fall'}")
-    return Gaussian(x + process.drift(x, u) * (v - u), process.diffusion(u) ** 2 * abs(v - u))
+        raise ValueError(
+            f"times go from {u} to {v}: expected them to {'rise' if process.arrow > 0 else 'fall'}"
+        )
+    return Gaussian(
+        x + process.drift(x, u) * (v - u),
+        process.diffusion(u) ** 2 * abs(v - u),
+    )
 
 
 def euler_maruyama_kernel(process: Process) -> GaussianKernel:
@@ -211,13 +257,18 @@ def euler_maruyama_kernel(process: Process) -> GaussianKernel:
 
 
 def euler_maruyama(
-    process: Process, x: Tensor, times: Tensor, generator: torch.Generator | None = None
+    process: Process,
+    x: Tensor,
+    times: Tensor,
+    generator: torch.Generator | None = None,
 ) -> Iterator[tuple[float, Tensor]]:
     """Yield (u, x) after each step x ← x + drift Δu + diffusion √|Δu| z. Book: [](#eq-euler-maruyama).
 
     Raises ``ValueError`` where ``times`` run against the process.
     """
-    for state in follow(euler_maruyama_kernel(process), x, times.tolist(), generator):
+    for state in follow(
+        euler_maruyama_kernel(process), x, times.tolist(), generator
+    ):
         yield state.t, state.x
 
 
@@ -227,7 +278,9 @@ def langevin_step(score: Field, x: Tensor, u: float, size: float) -> Gaussian:
     Book: [Langevin dynamics](#eq-s5-langevin). Raises ``ValueError`` unless ``size`` is at least 0.
     """
     if not size >= 0:
-        raise ValueError(f"size = {size}: expected at least 0, the variance that the step adds")
+        raise ValueError(
+            f"size = {size}: expected at least 0, the variance that the step adds"
+        )
     return Gaussian(x + 0.5 * size * score(x, u), float(size))
 
 
@@ -258,7 +311,11 @@ class PredictorCorrector:
         first, size = self.predictor(x, after, before), self.size(after)
         if size == 0 or self.corrections == 0:
             return first
-        return _Corrected(first, lambda x: langevin_step(self.score, x, after, size), self.corrections)
+        return _Corrected(
+            first,
+            lambda x: langevin_step(self.score, x, after, size),
+            self.corrections,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,7 +345,10 @@ def heun(field: Field, x: Tensor, u: float, v: float) -> Tensor:
 
 
 def solve_ode(
-    step: Callable[[Field, Tensor, float, float], Tensor], field: Field, x: Tensor, times: Tensor
+    step: Callable[[Field, Tensor, float, float], Tensor],
+    field: Field,
+    x: Tensor,
+    times: Tensor,
 ) -> Iterator[tuple[float, Tensor]]:
     """Yield (u, x) after each step of dx/du = field(x, u); ``times`` may rise or fall, an ODE runs both ways."""
     for u, v in pairwise(times.tolist()):
@@ -297,18 +357,28 @@ def solve_ode(
         yield v, x
 
 
-def fokker_planck_residual(process: Process, density: Field, x: Tensor, u: float, h: float) -> Tensor:
+def fokker_planck_residual(
+    process: Process, density: Field, x: Tensor, u: float, h: float
+) -> Tensor:
     """∂_u q + ∇·(drift q) − arrow ½ diffusion² Δq at x ``(n, d)`` by central differences of width h: ``(n, 1)``.
 
     ``density`` is (x, u) ↦ q_u(x), ``(n, 1)``. Zero, up to O(h²), for the density of the process.
     Book: [Fokker–Planck](#eq-s5-fokker-planck).
     """
-    here, diffusivity = density(x, u), process.arrow * 0.5 * process.diffusion(u) ** 2
+    here, diffusivity = (
+        density(x, u),
+        process.arrow * 0.5 * process.diffusion(u) ** 2,
+    )
     residual = (density(x, u + h) - density(x, u - h)) / (2 * h)
-    for i, shift in enumerate(h * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)):
+    for i, shift in enumerate(
+        h * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    ):
         left, right = x - shift, x + shift
         q_left, q_right = density(left, u), density(right, u)
-        transport = process.drift(right, u)[:, [i]] * q_right - process.drift(left, u)[:, [i]] * q_left
+        transport = (
+            process.drift(right, u)[:, [i]] * q_right
+            - process.drift(left, u)[:, [i]] * q_left
+        )
         spread = q_right - 2 * here + q_left
         residual = residual + transport / (2 * h) - diffusivity * spread / h**2
     return residual

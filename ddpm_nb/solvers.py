@@ -47,7 +47,9 @@ class Heun:
     def __post_init__(self) -> None:
         check_process(self.q, self.denoise)
         if not self.leap > 1:
-            raise ValueError(f"leap = {self.leap}: expected a factor above 1, of the noise before and after a step")
+            raise ValueError(
+                f"leap = {self.leap}: expected a factor above 1, of the noise before and after a step"
+            )
 
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the point mass at x_s."""
@@ -56,7 +58,9 @@ class Heun:
         push = before.noise - keep * here.noise  # √ᾱ_s (σ̃_s − σ̃_t)
         eps = predicted_noise(self.q, self.denoise, x_t, t)
         x_s = weighted_sum(keep, x_t, push, eps)
-        if s > 0 and not (here.sigma > 2.5 and here.sigma > self.leap * before.sigma):
+        if s > 0 and not (
+            here.sigma > 2.5 and here.sigma > self.leap * before.sigma
+        ):
             eps = (eps + predicted_noise(self.q, self.denoise, x_s, s)) / 2
             x_s = weighted_sum(keep, x_t, push, eps)
         return Gaussian(x_s, 0.0)
@@ -86,23 +90,35 @@ class DPMSolver2M(Multistep):
     def __post_init__(self) -> None:
         check_process(self.q, self.denoise)
 
-    def advance(self, x_t: Tensor, s: int, t: int) -> tuple[Gaussian, DPMSolver2M]:
+    def advance(
+        self, x_t: Tensor, s: int, t: int
+    ) -> tuple[Gaussian, DPMSolver2M]:
         """Return the point mass at x_s, and the kernel of the next step."""
         before, here = self.q.schedule.levels(s, t)
         x_0 = direction = self.denoise(x_t, t)
         if s > 0 and self.memory is not None:
             earlier, x_0_earlier = self.memory
             # h/h′: twice λ in both, which cancels
-            ratio = (before.log_snr - here.log_snr) / (here.log_snr - self.q.schedule.level(earlier).log_snr)
-            direction = weighted_sum(1 + ratio / 2, x_0, -ratio / 2, x_0_earlier)
+            ratio = (before.log_snr - here.log_snr) / (
+                here.log_snr - self.q.schedule.level(earlier).log_snr
+            )
+            direction = weighted_sum(
+                1 + ratio / 2, x_0, -ratio / 2, x_0_earlier
+            )
         keep = before.noise / here.noise
         # √ᾱ_s (1 − e^{−h}) with e^{−h} = keep · √(ᾱ_t/ᾱ_s), which holds at s = 0 too, where h is infinite
         push = before.signal - keep * here.signal
-        return Gaussian(weighted_sum(keep, x_t, push, direction), 0.0), replace(self, memory=(t, x_0))
+        return Gaussian(weighted_sum(keep, x_t, push, direction), 0.0), replace(
+            self, memory=(t, x_0)
+        )
 
 
 def corrected(
-    predictor: Kernel, q: GaussianDiffusion, denoise: Denoiser, ratio: float = 0.1, corrections: int = 1
+    predictor: Kernel,
+    q: GaussianDiffusion,
+    denoise: Denoiser,
+    ratio: float = 0.1,
+    corrections: int = 1,
 ) -> PredictorCorrector:
     """Return a predictor's step from t to s, then Langevin steps at s, which draw x_s nearer to the law q_s.
 
@@ -122,9 +138,16 @@ def corrected(
         raise ValueError(f"ratio = {ratio}: expected a positive number")
 
     def score(x: Tensor, s: int) -> Tensor:
-        return predicted_noise(q, denoise, x, s) * (-1 / q.schedule.level(s).noise)
+        return predicted_noise(q, denoise, x, s) * (
+            -1 / q.schedule.level(s).noise
+        )
 
-    return PredictorCorrector(predictor, score, lambda s: ratio * q.schedule.level(s).noise_var, corrections)
+    return PredictorCorrector(
+        predictor,
+        score,
+        lambda s: ratio * q.schedule.level(s).noise_var,
+        corrections,
+    )
 
 
 SAMPLERS: Registry[Callable[[GaussianDiffusion, Denoiser], Kernel]] = Registry(
@@ -135,7 +158,9 @@ SAMPLERS: Registry[Callable[[GaussianDiffusion, Denoiser], Kernel]] = Registry(
         "ddim": DDIM,
         "heun": Heun,
         "dpm_solver_2m": DPMSolver2M,
-        "corrected": lambda q, denoise: corrected(Ancestral(q, denoise), q, denoise),
+        "corrected": lambda q, denoise: corrected(
+            Ancestral(q, denoise), q, denoise
+        ),
     },
 )
 """(forward process, denoiser) ↦ kernel, by the names that notebooks and commands use."""

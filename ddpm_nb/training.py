@@ -65,7 +65,9 @@ class Ema:
 
     def __init__(self, network: nn.Module, decay: float = 0.999) -> None:
         if not 0.0 <= decay < 1.0:
-            raise ValueError(f"decay = {decay}: expected a number from 0 up to but not including 1")
+            raise ValueError(
+                f"decay = {decay}: expected a number from 0 up to but not including 1"
+            )
         self.decay = decay
         self.updates = 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
@@ -75,8 +77,14 @@ class Ema:
         """Move the average towards the network's present weights; buffers are copied."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)
-        for mean, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
+        torch._foreach_lerp_(
+            list(self.network.parameters()),
+            list(network.parameters()),
+            1 - decay,
+        )
+        for mean, buffer in zip(
+            self.network.buffers(), network.buffers(), strict=True
+        ):
             mean.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -94,15 +102,23 @@ def constant_rate(learning_rate: float) -> Callable[[int], float]:
     return lambda step: learning_rate
 
 
-def warmup_rate(learning_rate: float, warmup: int, steps: int) -> Callable[[int], float]:
+def warmup_rate(
+    learning_rate: float, warmup: int, steps: int
+) -> Callable[[int], float]:
     """Return the rate that rises linearly over ``warmup`` steps and falls as a half cosine to 0 at ``steps``."""
     if not 0 <= warmup < steps:
-        raise ValueError(f"warmup = {warmup}: expected fewer steps than steps = {steps}")
+        raise ValueError(
+            f"warmup = {warmup}: expected fewer steps than steps = {steps}"
+        )
 
     def rate(step: int) -> float:
         if step < warmup:
             return learning_rate * (step + 1) / warmup
-        return learning_rate * 0.5 * (1 + float(np.cos(np.pi * (step - warmup) / (steps - warmup))))
+        return (
+            learning_rate
+            * 0.5
+            * (1 + float(np.cos(np.pi * (step - warmup) / (steps - warmup))))
+        )
 
     return rate
 
@@ -130,13 +146,19 @@ class Learner:
         change by the caller, a checkpoint of such weights would replace the last good one.
         """
         parameters = dict(self.network.named_parameters())
-        finite = torch.stack([torch.isfinite(value).all() for value in parameters.values()]).tolist()  # one wait
+        finite = torch.stack(
+            [torch.isfinite(value).all() for value in parameters.values()]
+        ).tolist()  # one wait
         if not all(finite):
             broken = list(parameters)[finite.index(False)]
-            raise FloatingPointError(f"after step {len(self.losses)} the weights {broken!r} are not finite")
+            raise FloatingPointError(
+                f"after step {len(self.losses)} the weights {broken!r} are not finite"
+            )
         return {
             "step": len(self.losses),
-            "losses": torch.stack(self.losses).cpu() if self.losses else torch.zeros(0),
+            "losses": torch.stack(self.losses).cpu()
+            if self.losses
+            else torch.zeros(0),
             "weights": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -147,7 +169,9 @@ class Learner:
         self.network.load_state_dict(state["weights"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.losses[:] = state["losses"].to(next(self.network.parameters()).device).unbind()
+        self.losses[:] = (
+            state["losses"].to(next(self.network.parameters()).device).unbind()
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +191,21 @@ class Objective:
     weighting: Weighting = simple_weight
     draw_steps: StepDraw = uniform_steps
 
-    def loss(self, network: Callable[[Tensor, Tensor], Tensor], x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    def loss(
+        self,
+        network: Callable[[Tensor, Tensor], Tensor],
+        x_0: Tensor,
+        t: Tensor,
+        eps: Tensor,
+    ) -> Tensor:
         """Return the mean of the weighted squared errors of a batch, per dimension, 0-d."""
-        error = simple_loss(self.q, network, x_0, t, eps, self.parameterization) / x_0[0].numel()
-        weight = self.weighting(self.q.schedule, self.parameterization, t).to(error)
+        error = (
+            simple_loss(self.q, network, x_0, t, eps, self.parameterization)
+            / x_0[0].numel()
+        )
+        weight = self.weighting(self.q.schedule, self.parameterization, t).to(
+            error
+        )
         return (weight * error).mean()
 
 
@@ -201,25 +236,45 @@ class Plan:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, least in {"steps": 1, "batch_size": 1, "seed": 0, "microbatches": 1}.items():
+        for name, least in {
+            "steps": 1,
+            "batch_size": 1,
+            "seed": 0,
+            "microbatches": 1,
+        }.items():
             whole_number(name, getattr(self, name), least=least)
         if self.seed >= 2**32:
-            raise ValueError(f"seed = {self.seed}: expected less than 2^32, so that no two runs share their draws")
+            raise ValueError(
+                f"seed = {self.seed}: expected less than 2^32, so that no two runs share their draws"
+            )
         if not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm = {self.max_grad_norm}: expected a positive number")
+            raise ValueError(
+                f"max_grad_norm = {self.max_grad_norm}: expected a positive number"
+            )
 
 
-def batch_of_step(objective: Objective, plan: Plan, data: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+def batch_of_step(
+    objective: Objective, plan: Plan, data: Tensor, number: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return (x_0, t, ε) of step ``number``: images drawn with replacement, t in 1..T, ε ~ N(0, I).
 
     A function of the plan's seed and the number only; ε is drawn where the data are.
     """
     words = np.random.SeedSequence([plan.seed, number]).generate_state(2)
     generator = torch.Generator().manual_seed(int(words[0]))
-    rows = torch.randint(len(data), (plan.batch_size,), generator=generator).to(data.device, non_blocking=True)
-    t = objective.draw_steps(objective.q.schedule.T, plan.batch_size, generator).to(data.device, non_blocking=True)
+    rows = torch.randint(len(data), (plan.batch_size,), generator=generator).to(
+        data.device, non_blocking=True
+    )
+    t = objective.draw_steps(
+        objective.q.schedule.T, plan.batch_size, generator
+    ).to(data.device, non_blocking=True)
     generator = torch.Generator(data.device).manual_seed(int(words[1]))
-    eps = torch.randn((plan.batch_size, *data.shape[1:]), generator=generator, device=data.device, dtype=data.dtype)
+    eps = torch.randn(
+        (plan.batch_size, *data.shape[1:]),
+        generator=generator,
+        device=data.device,
+        dtype=data.dtype,
+    )
     return data[rows], t, eps
 
 
@@ -253,9 +308,13 @@ def train(
         checked and the weights are those before it; on a GPU, which would have to be waited for, every fiftieth.
     """
     if not data.is_floating_point() or not len(data):
-        raise TypeError(f"data of shape {tuple(data.shape)} and dtype {data.dtype}: expected floats, at least one row")
+        raise TypeError(
+            f"data of shape {tuple(data.shape)} and dtype {data.dtype}: expected floats, at least one row"
+        )
     if plan.steps < whole_number("start", start, least=0):
-        raise ValueError(f"start = {start}: expected at most steps = {plan.steps}")
+        raise ValueError(
+            f"start = {start}: expected at most steps = {plan.steps}"
+        )
     accelerator = accelerator or _Alone()
     parts = accelerator.num_processes * plan.microbatches
     if plan.batch_size % parts:
@@ -284,16 +343,33 @@ def _train(
         losses = []
         for part in range(plan.microbatches):
             first = accelerator.process_index + part * accelerator.num_processes
-            own = slice(first, None, accelerator.num_processes * plan.microbatches)
+            own = slice(
+                first, None, accelerator.num_processes * plan.microbatches
+            )
             # Only the last part's gradients are sent to the other processes.
-            with nullcontext() if part == plan.microbatches - 1 else accelerator.no_sync(network):
-                loss = objective.loss(network, *(tensor[own] for tensor in batch)) / plan.microbatches
+            with (
+                nullcontext()
+                if part == plan.microbatches - 1
+                else accelerator.no_sync(network)
+            ):
+                loss = (
+                    objective.loss(network, *(tensor[own] for tensor in batch))
+                    / plan.microbatches
+                )
                 accelerator.backward(loss)
             losses.append(loss.detach())
         loss = torch.stack(losses).sum()
-        norm = accelerator.clip_grad_norm_(network.parameters(), plan.max_grad_norm)
+        norm = accelerator.clip_grad_norm_(
+            network.parameters(), plan.max_grad_norm
+        )
         if loss.device.type == "cpu" or number % 50 == 0:
-            _check_finite(loss, norm, number, plan.rate(number), accelerator.mixed_precision)
+            _check_finite(
+                loss,
+                norm,
+                number,
+                plan.rate(number),
+                accelerator.mixed_precision,
+            )
         optimizer.step()
         yield Step(number + 1, accelerator.reduce(loss, "mean"))
 
@@ -312,16 +388,28 @@ class _Alone:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def clip_grad_norm_(self, parameters: Iterable[nn.Parameter], norm: float) -> Tensor:
+    def clip_grad_norm_(
+        self, parameters: Iterable[nn.Parameter], norm: float
+    ) -> Tensor:
         return nn.utils.clip_grad_norm_(parameters, norm)
 
     def reduce(self, loss: Tensor, kind: str) -> Tensor:
         return loss
 
 
-def _check_finite(loss: Tensor, norm: Tensor, number: int, learning_rate: float, precision: str) -> None:
+def _check_finite(
+    loss: Tensor,
+    norm: Tensor,
+    number: int,
+    learning_rate: float,
+    precision: str,
+) -> None:
     # In fp16 an infinite gradient is how the loss scale is found; accelerate then skips the step by itself.
-    quantities = {"loss": loss} if precision == "fp16" else {"loss": loss, "norm of the gradient": norm}
+    quantities = (
+        {"loss": loss}
+        if precision == "fp16"
+        else {"loss": loss, "norm of the gradient": norm}
+    )
     for name, value in quantities.items():
         if not bool(torch.isfinite(value)):
             raise FloatingPointError(
@@ -331,7 +419,10 @@ def _check_finite(loss: Tensor, norm: Tensor, number: int, learning_rate: float,
 
 
 def checkpointed(
-    run: Iterator[Step], path: str | os.PathLike[str], every: int, state: Callable[[], Mapping[str, Any]]
+    run: Iterator[Step],
+    path: str | os.PathLike[str],
+    every: int,
+    state: Callable[[], Mapping[str, Any]],
 ) -> Iterator[Step]:
     """Yield the steps of ``run`` and save ``state()`` after every ``every``-th and the last, once the caller is done.
 
@@ -356,4 +447,6 @@ def checkpointed(
         if number != kept:
             save_checkpoint(path, state())
     except FloatingPointError as error:
-        raise FloatingPointError(f"{error}; the last good checkpoint: {saved}") from error
+        raise FloatingPointError(
+            f"{error}; the last good checkpoint: {saved}"
+        ) from error

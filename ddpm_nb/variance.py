@@ -17,7 +17,12 @@ from torch import Tensor
 
 from ddpm_nb.arguments import whole_number
 from ddpm_nb.denoiser import Denoiser, check_process
-from ddpm_nb.diffusion import GaussianDiffusion, posterior_mean, posterior_var, weighted_sum
+from ddpm_nb.diffusion import (
+    GaussianDiffusion,
+    posterior_mean,
+    posterior_var,
+    weighted_sum,
+)
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.precision import drawn_on
 from ddpm_nb.schedule import Time, coefficient
@@ -41,7 +46,11 @@ class Errors:
     def __call__(self, x_0_hat: Tensor, t: Time) -> Tensor:
         """Return the expected squared error of each pixel of an estimate at step t. Shape and dtype of ``x_0_hat``."""
         ranges = self.table.shape[1]
-        step = t.reshape(-1, *[1] * (x_0_hat.ndim - 1)) if isinstance(t, Tensor) else t
+        step = (
+            t.reshape(-1, *[1] * (x_0_hat.ndim - 1))
+            if isinstance(t, Tensor)
+            else t
+        )
         table = self.table.to(x_0_hat.device, x_0_hat.dtype)
         return table.flatten()[step * ranges + _range(x_0_hat, ranges)]
 
@@ -75,15 +84,31 @@ def fitted_errors(
     T = q.schedule.T
     total, count = torch.zeros(2, (T + 1) * ranges, dtype=torch.float64)
     for _ in range(rounds):
-        place = torch.arange(len(images)) + torch.rand(len(images), generator=generator, device="cpu")
-        place = place[torch.randperm(len(images), generator=generator)] / len(images)
+        place = torch.arange(len(images)) + torch.rand(
+            len(images), generator=generator, device="cpu"
+        )
+        place = place[torch.randperm(len(images), generator=generator)] / len(
+            images
+        )
         steps = (place * math.log(T + 1)).exp().long().clamp(1, T)
         for rows in torch.arange(len(images)).split(batch):
             x_0, t = images[rows], steps[rows].to(images.device)
-            eps = torch.randn(x_0.shape, generator=generator, device=drawn_on(generator, x_0), dtype=x_0.dtype)
+            eps = torch.randn(
+                x_0.shape,
+                generator=generator,
+                device=drawn_on(generator, x_0),
+                dtype=x_0.dtype,
+            )
             with torch.no_grad():
                 estimate = denoise(q.diffuse(x_0, eps.to(x_0.device), t), t)
-            cell = (t.reshape(-1, *[1] * (x_0.ndim - 1)) * ranges + _range(estimate, ranges)).flatten().cpu()
+            cell = (
+                (
+                    t.reshape(-1, *[1] * (x_0.ndim - 1)) * ranges
+                    + _range(estimate, ranges)
+                )
+                .flatten()
+                .cpu()
+            )
             error = (x_0 - estimate).double().square().flatten().cpu()
             total += cell.bincount(error, minlength=len(total))
             count += cell.bincount(minlength=len(total))
@@ -94,7 +119,12 @@ def fitted_errors(
 
 def _filled(total: Tensor, count: Tensor) -> Tensor:
     """Mean of each step, and between two steps that were seen the one before it that was."""
-    seen = torch.arange(len(count)).where(count > 0, torch.zeros((), dtype=torch.long)).cummax(0).values
+    seen = (
+        torch.arange(len(count))
+        .where(count > 0, torch.zeros((), dtype=torch.long))
+        .cummax(0)
+        .values
+    )
     first = int((count > 0).nonzero()[0])
     return (total / count.clamp(min=1))[seen.clamp(min=first)]
 
@@ -134,5 +164,6 @@ class BestVariance:
         on_x_0, on_x_t = posterior_mean(before, here)
         unknown = coefficient(on_x_0**2, x_t) * self.errors(estimate, t)
         return Gaussian(
-            weighted_sum(on_x_0, estimate, on_x_t, x_t), coefficient(posterior_var(before, here), x_t) + unknown
+            weighted_sum(on_x_0, estimate, on_x_t, x_t),
+            coefficient(posterior_var(before, here), x_t) + unknown,
         )

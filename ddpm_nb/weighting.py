@@ -34,12 +34,16 @@ StepDraw = Callable[[int, int, torch.Generator], Tensor]
 """(T, batch size, generator) → steps t in 1..T, int64 ``(batch,)``."""
 
 
-def simple_weight(schedule: NoiseSchedule, target: Parameterization, t: Tensor) -> Tensor:
+def simple_weight(
+    schedule: NoiseSchedule, target: Parameterization, t: Tensor
+) -> Tensor:
     """Weight 1 on ‖y − ŷ‖² at every step, as in Ho et al. (14). Book: [the simple loss](#eq-simple-loss)."""
     return torch.ones_like(schedule.level(t).noise_var)
 
 
-def bound_weight(schedule: NoiseSchedule, target: Parameterization, t: Tensor) -> Tensor:
+def bound_weight(
+    schedule: NoiseSchedule, target: Parameterization, t: Tensor
+) -> Tensor:
     """T times the weight of the bound, so that the mean over uniform steps estimates its sum, in nats.
 
     On ‖x_0 − x̂_0‖² that is ½ (SNR_{t−1} − SNR_t) for t ≥ 2 and, with a Gaussian decoder of variance β_1, 1/(2 β_1) at
@@ -57,27 +61,37 @@ def min_snr_weight(gamma: float = 5.0) -> Weighting:
     For ε that is the weight 1, held down where SNR_t > γ. ``ValueError`` unless γ is positive.
     """
     if not gamma > 0:
-        raise ValueError(f"gamma = {gamma}: expected a positive signal-to-noise ratio")
+        raise ValueError(
+            f"gamma = {gamma}: expected a positive signal-to-noise ratio"
+        )
 
-    def weight(schedule: NoiseSchedule, target: Parameterization, t: Tensor) -> Tensor:
+    def weight(
+        schedule: NoiseSchedule, target: Parameterization, t: Tensor
+    ) -> Tensor:
         level = schedule.level(t)
         return _on_target(target, level, level.snr.clamp(max=gamma))
 
     return weight
 
 
-def _on_target(target: Parameterization, level: Level, on_x_0: Tensor) -> Tensor:
+def _on_target(
+    target: Parameterization, level: Level, on_x_0: Tensor
+) -> Tensor:
     """Turn a weight on ‖x_0 − x̂_0‖² into the equal one on ‖y − ŷ‖². Book: [](#eq-t6-error-of-target)."""
     a, b = target.weights(level)
     return on_x_0 / (a - b * level.signal / level.noise) ** 2
 
 
-def uniform_steps(T: int, batch_size: int, generator: torch.Generator) -> Tensor:
+def uniform_steps(
+    T: int, batch_size: int, generator: torch.Generator
+) -> Tensor:
     """Draw steps independently and uniformly from 1..T."""
     return torch.randint(1, T + 1, (batch_size,), generator=generator)
 
 
-def stratified_steps(T: int, batch_size: int, generator: torch.Generator) -> Tensor:
+def stratified_steps(
+    T: int, batch_size: int, generator: torch.Generator
+) -> Tensor:
     """Draw one step from each of ``batch_size`` equal parts of 1..T: each alone uniform, together spread evenly.
 
     t_i = 1 + ⌊T (i + w)/B⌋ with one w ~ U[0, 1) for the batch, after Kingma et al. 2021. Book: [](#eq-t6-stratified).
@@ -88,9 +102,16 @@ def stratified_steps(T: int, batch_size: int, generator: torch.Generator) -> Ten
 
 
 WEIGHTINGS: Registry[Weighting] = Registry(
-    "weighting", {"simple": simple_weight, "bound": bound_weight, "min_snr": min_snr_weight()}
+    "weighting",
+    {
+        "simple": simple_weight,
+        "bound": bound_weight,
+        "min_snr": min_snr_weight(),
+    },
 )
 """The weightings by the names that notebooks and commands use."""
 
-STEP_DRAWS: Registry[StepDraw] = Registry("step_draw", {"uniform": uniform_steps, "stratified": stratified_steps})
+STEP_DRAWS: Registry[StepDraw] = Registry(
+    "step_draw", {"uniform": uniform_steps, "stratified": stratified_steps}
+)
 """The draws of steps by name."""

@@ -182,6 +182,7 @@ def test_train_on_fashion_mnist_and_sample_from_that_checkpoint(
     monkeypatch.setenv("DDPM_NB_DATA", str(REAL))
     run("06-training", tmp_path, dataset="fashion_mnist", steps=3, batch_size=8)
     small = {"samples": 100, "ddim_steps": 2, "ancestral_steps": 2, "epochs": 1, "classifier_images": 500}
+    small |= {"compared": 20, "fitted": 300, "scored": 4}
     sampled = run("07-sampling", tmp_path, dataset="fashion_mnist", **small)
     text = "".join(o.get("text", "") for cell in sampled.cells for o in cell.get("outputs", []))
     assert "fashion_mnist, 3 training steps" in text

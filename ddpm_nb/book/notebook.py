@@ -39,17 +39,25 @@ class Condition:
     @property
     def expected(self) -> str:
         """What an error says was expected."""
-        return f"one of {', '.join(map(repr, self.names))}" if self.names else self.words
+        return (
+            f"one of {', '.join(map(repr, self.names))}"
+            if self.names
+            else self.words
+        )
 
 
 def at_least(least: float) -> Condition:
     """Accept numbers of at least ``least``."""
-    return Condition(lambda value: value >= least, f"a number of at least {least}")
+    return Condition(
+        lambda value: value >= least, f"a number of at least {least}"
+    )
 
 
 def between(low: float, high: float) -> Condition:
     """Accept numbers from ``low`` to ``high``, both included."""
-    return Condition(lambda value: low <= value <= high, f"a number from {low} to {high}")
+    return Condition(
+        lambda value: low <= value <= high, f"a number from {low} to {high}"
+    )
 
 
 def one_of(*options: str) -> Condition:
@@ -62,7 +70,9 @@ def named_in(registry: Registry[Any]) -> Condition:
     return Condition(lambda value: value in registry, names=registry)
 
 
-def check_parameters(namespace: Mapping[str, Any], **conditions: Condition) -> None:
+def check_parameters(
+    namespace: Mapping[str, Any], **conditions: Condition
+) -> None:
     """Stop a notebook before any work if one of its parameters is unknown, of a wrong type, or out of range.
 
     Call it right after the ``parameters`` cell as ``check_parameters(globals(), steps=at_least(1))``. Types are
@@ -80,20 +90,34 @@ def check_parameters(namespace: Mapping[str, Any], **conditions: Condition) -> N
     declared: dict[str, Any] = dict(namespace.get("__annotations__", {}))
     for name in _injected(namespace.get("In", [])):
         if name not in declared:
-            raise ValueError(f"unknown parameter {name!r}{nearest(name, declared)}; known: {', '.join(declared)}")
+            raise ValueError(
+                f"unknown parameter {name!r}{nearest(name, declared)}; known: {', '.join(declared)}"
+            )
     for name, annotation in declared.items():
-        kind = {"int": int, "float": float, "str": str, "bool": bool}.get(str(annotation), annotation)
+        kind = {"int": int, "float": float, "str": str, "bool": bool}.get(
+            str(annotation), annotation
+        )
         value = namespace[name]
         if not _is_a(value, kind):
-            raise TypeError(f"{name} = {value!r}: expected {kind.__name__}, got {type(value).__name__}")
+            raise TypeError(
+                f"{name} = {value!r}: expected {kind.__name__}, got {type(value).__name__}"
+            )
     load_extension(namespace["extension"] if "extension" in declared else "")
     for name, condition in conditions.items():
         if name not in declared:
-            raise ValueError(f"condition on an undeclared parameter {name!r}{nearest(name, declared)}")
+            raise ValueError(
+                f"condition on an undeclared parameter {name!r}{nearest(name, declared)}"
+            )
         if not condition.holds(namespace[name]):
             value = namespace[name]
-            hint = nearest(value, condition.names) if isinstance(value, str) else ""
-            raise ValueError(f"{name} = {value!r}: expected {condition.expected}{hint}")
+            hint = (
+                nearest(value, condition.names)
+                if isinstance(value, str)
+                else ""
+            )
+            raise ValueError(
+                f"{name} = {value!r}: expected {condition.expected}{hint}"
+            )
 
 
 def _injected(cells: list[str]) -> list[str]:
@@ -102,8 +126,16 @@ def _injected(cells: list[str]) -> list[str]:
     for cell in cells:
         if cell.startswith("# Parameters"):
             for node in ast.parse(cell).body:
-                targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-                names += [target.id for target in targets if isinstance(target, ast.Name)]
+                targets = (
+                    node.targets
+                    if isinstance(node, ast.Assign)
+                    else [getattr(node, "target", None)]
+                )
+                names += [
+                    target.id
+                    for target in targets
+                    if isinstance(target, ast.Name)
+                ]
     return names
 
 
@@ -117,7 +149,10 @@ def show_source(*objects: Callable[..., Any] | type) -> None:
     """Display the source of functions or classes of the package, without their docstrings, as this notebook runs it."""
     from IPython.display import Markdown, display
 
-    blocks = [_without_docstrings(inspect.cleandoc("\n" + inspect.getsource(item))) for item in objects]
+    blocks = [
+        _without_docstrings(inspect.cleandoc("\n" + inspect.getsource(item)))
+        for item in objects
+    ]
     display(Markdown("```python\n" + "\n\n".join(blocks) + "\n```"))
 
 
@@ -125,7 +160,10 @@ def _without_docstrings(source: str) -> str:
     """Drop docstrings by line, so that comments and layout stay as written."""
     lines = source.splitlines()
     kinds = (ast.FunctionDef, ast.ClassDef)
-    for node in sorted((n for n in ast.walk(ast.parse(source)) if isinstance(n, kinds)), key=lambda n: -n.lineno):
+    for node in sorted(
+        (n for n in ast.walk(ast.parse(source)) if isinstance(n, kinds)),
+        key=lambda n: -n.lineno,
+    ):
         if ast.get_docstring(node) is not None and len(node.body) > 1:
             first, last = node.body[0].lineno, node.body[0].end_lineno
             del lines[first - 1 : last]
@@ -143,7 +181,9 @@ def describe_device(device: torch.device) -> str:
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     if device.type == "mps":
         return "Apple GPU"
-    return f"processor ({platform.machine()}), {torch.get_num_threads()} thread(s)"
+    return (
+        f"processor ({platform.machine()}), {torch.get_num_threads()} thread(s)"
+    )
 
 
 def provenance() -> dict[str, str]:
@@ -152,7 +192,11 @@ def provenance() -> dict[str, str]:
 
     import ddpm_nb
 
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.machine()
+    )
     return {
         "ddpm_nb": ddpm_nb.__version__,
         "python": platform.python_version(),

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "animate", "draw_images", "show", "show_choices", "use_style"]
+__all__ = [
+    "COLORS",
+    "animate",
+    "draw_images",
+    "show",
+    "show_choices",
+    "use_style",
+]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, distinct to readers with any form of colour vision."""
@@ -55,16 +62,26 @@ def show(figure: Figure, alt: str) -> None:
     from IPython.display import display
 
     if not alt.strip():
-        raise ValueError("alt: expected a sentence that says what the figure shows")
+        raise ValueError(
+            "alt: expected a sentence that says what the figure shows"
+        )
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=160)
     plt.close(figure)
     width = round(figure.get_size_inches()[0] * 96)
     data = {"image/png": png.getvalue(), "text/plain": f"Figure: {alt}"}
-    display(data, raw=True, metadata={"image/png": {"alt": alt, "width": width}})
+    display(
+        data, raw=True, metadata={"image/png": {"alt": alt, "width": width}}
+    )
 
 
-def animate(frames: Sequence[Tensor], columns: int, alt: str, seconds: float = 0.12, plays: int = 3) -> None:
+def animate(
+    frames: Sequence[Tensor],
+    columns: int,
+    alt: str,
+    seconds: float = 0.12,
+    plays: int = 3,
+) -> None:
     """Display frames of images ``(n, 1 | 3, h, w)`` in [−1, 1] one after the other, and rest on the last.
 
     The output is an animated PNG, which browsers play without a script or a network; where it does not play its first
@@ -73,16 +90,32 @@ def animate(frames: Sequence[Tensor], columns: int, alt: str, seconds: float = 0
     from IPython.display import display
 
     if not alt.strip() or not frames:
-        raise ValueError("alt, frames: expected a sentence that says what the animation shows, and at least one frame")
+        raise ValueError(
+            "alt, frames: expected a sentence that says what the animation shows, and at least one frame"
+        )
     first, *others = [picture(images, columns) for images in frames]
     durations = [round(1000 * seconds)] * len(others) + [2000]
     png = io.BytesIO()
-    first.save(png, format="PNG", save_all=True, append_images=others, duration=durations, loop=plays, optimize=True)
+    first.save(
+        png,
+        format="PNG",
+        save_all=True,
+        append_images=others,
+        duration=durations,
+        loop=plays,
+        optimize=True,
+    )
     data = {"image/png": png.getvalue(), "text/plain": f"Animation: {alt}"}
-    display(data, raw=True, metadata={"image/png": {"alt": alt, "width": first.width}})
+    display(
+        data,
+        raw=True,
+        metadata={"image/png": {"alt": alt, "width": first.width}},
+    )
 
 
-def show_choices(pictures: Mapping[str, Tensor], columns: int, name: str, alt: str) -> None:
+def show_choices(
+    pictures: Mapping[str, Tensor], columns: int, name: str, alt: str
+) -> None:
     """Display a row of buttons, one for each label, and the images ``(n, 1 | 3, h, w)`` of the label that is chosen.
 
     All pictures are in the page, and the choice is made by the browser's own radio buttons: no kernel, no script.
@@ -91,7 +124,9 @@ def show_choices(pictures: Mapping[str, Tensor], columns: int, name: str, alt: s
     from IPython.display import display
 
     if not alt.strip():
-        raise ValueError("alt: expected a sentence that says what the pictures show")
+        raise ValueError(
+            "alt: expected a sentence that says what the pictures show"
+        )
     group = "choose-" + "".join(c for c in name.lower() if c.isalnum())
     rules, buttons, images = [], [], []
     for i, (label, batch) in enumerate(pictures.items()):
@@ -105,18 +140,34 @@ def show_choices(pictures: Mapping[str, Tensor], columns: int, name: str, alt: s
             f'<input type="radio" name="{group}" id="{group}-{i}"{checked}>'
             f'<label for="{group}-{i}"> {html.escape(label)}&ensp;</label>'
         )
-        images.append(f'<img class="{group}-{i}" alt="{text}" src="data:image/png;base64,{source}">')
+        images.append(
+            f'<img class="{group}-{i}" alt="{text}" src="data:image/png;base64,{source}">'
+        )
     style = f".{group} img {{display: none; max-width: 100%; margin-top: 0.5em}} {' '.join(rules)}"
     parts = f"<style>{style}</style>{html.escape(name)}:&ensp;{''.join(buttons)}{''.join(images)}"
-    data = {"text/html": f'<div class="{group}">{parts}</div>', "text/plain": f"Pictures to choose from: {alt}"}
+    data = {
+        "text/html": f'<div class="{group}">{parts}</div>',
+        "text/plain": f"Pictures to choose from: {alt}",
+    }
     display(data, raw=True)
 
 
-def draw_images(axes: Axes, images: Tensor, columns: int, low: float = -1.0, high: float = 1.0) -> None:
+def draw_images(
+    axes: Axes,
+    images: Tensor,
+    columns: int,
+    low: float = -1.0,
+    high: float = 1.0,
+) -> None:
     """Draw images ``(n, 1 | 3, h, w)`` in a grid of ``columns`` columns; ``low`` is black, ``high`` white."""
     canvas = contact_sheet(images, columns)
     if canvas.shape[2] == 1:
-        axes.imshow(canvas[:, :, 0], vmin=low, vmax=high, interpolation="nearest")
+        axes.imshow(
+            canvas[:, :, 0], vmin=low, vmax=high, interpolation="nearest"
+        )
     else:
-        axes.imshow(np.nan_to_num((canvas - low) / (high - low), nan=1.0).clip(0, 1), interpolation="nearest")
+        axes.imshow(
+            np.nan_to_num((canvas - low) / (high - low), nan=1.0).clip(0, 1),
+            interpolation="nearest",
+        )
     axes.set_axis_off()

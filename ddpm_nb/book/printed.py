@@ -24,7 +24,9 @@ def roysdon(x: Tensor, betas: Tensor, predict: Predict, z: Tensor) -> Tensor:
     beta_tilde = (1 - before) / (1 - alpha_bar) * betas
     for t in range(len(betas), 0, -1):
         i = t - 1
-        mean = (x - betas[i] / (1 - alpha_bar[i]).sqrt() * predict(x, t)) / alpha[i].sqrt()
+        mean = (
+            x - betas[i] / (1 - alpha_bar[i]).sqrt() * predict(x, t)
+        ) / alpha[i].sqrt()
         x = mean + beta_tilde[i].sqrt() * z[i] if t > 1 else mean
     return x
 
@@ -36,7 +38,9 @@ def vilhes(x: Tensor, betas: Tensor, predict: Predict, z: Tensor) -> Tensor:
     for t in range(len(betas), 0, -1):
         i = t - 1
         noise = z[i] if t > 1 else torch.zeros_like(x)
-        x = (x - betas[i] / (1 - alpha_bar[i]).sqrt() * predict(x, t)) / alpha[i].sqrt() + betas[i].sqrt() * noise
+        x = (x - betas[i] / (1 - alpha_bar[i]).sqrt() * predict(x, t)) / alpha[
+            i
+        ].sqrt() + betas[i].sqrt() * noise
     return x
 
 
@@ -50,9 +54,14 @@ def fireflies(x: Tensor, betas: Tensor, predict: Predict, z: Tensor) -> Tensor:
     before = torch.cat([torch.ones(1, dtype=betas.dtype), alpha_bar[:-1]])
     for t in range(len(betas), 0, -1):
         i = t - 1
-        x_0 = (x - (1 - alpha_bar[i]).sqrt() * predict(x, t)) / alpha_bar[i].sqrt()
+        x_0 = (x - (1 - alpha_bar[i]).sqrt() * predict(x, t)) / alpha_bar[
+            i
+        ].sqrt()
         x_0 = x_0.clamp(-1, 1)
-        mean = before[i].sqrt() * betas[i] * x_0 + alpha[i].sqrt() * (1 - before[i]) * x
+        mean = (
+            before[i].sqrt() * betas[i] * x_0
+            + alpha[i].sqrt() * (1 - before[i]) * x
+        )
         sigma = ((1 - before[i]) / (1 - alpha_bar[i]) * betas[i]).sqrt()
         x = mean / (1 - alpha_bar[i]) + (sigma * z[i] if t > 1 else 0.0)
     return x
@@ -63,16 +72,24 @@ def malhotra(x: Tensor, betas: Tensor, predict: Predict, z: Tensor) -> Tensor:
     return _malhotra(x, betas, predict, z, last=1)
 
 
-def malhotra_as_printed(x: Tensor, betas: Tensor, predict: Predict, z: Tensor) -> Tensor:
+def malhotra_as_printed(
+    x: Tensor, betas: Tensor, predict: Predict, z: Tensor
+) -> Tensor:
     """Malhotra 5.1, Algorithm 2, to the letter: after the loop t and α_t still are those of t = 2. See the errata."""
     return _malhotra(x, betas, predict, z, last=2)
 
 
-def _malhotra(x: Tensor, betas: Tensor, predict: Predict, z: Tensor, last: int) -> Tensor:
+def _malhotra(
+    x: Tensor, betas: Tensor, predict: Predict, z: Tensor, last: int
+) -> Tensor:
     """Algorithm 2, whose line after the loop finds the value ``last`` in t."""
     for t in range(len(betas), 1, -1):
         alpha = torch.prod(1 - betas[:t])
-        mu = (x - betas[t - 1] / (1 - alpha).sqrt() * predict(x, t)) / (1 - betas[t - 1]).sqrt()
+        mu = (x - betas[t - 1] / (1 - alpha).sqrt() * predict(x, t)) / (
+            1 - betas[t - 1]
+        ).sqrt()
         x = mu + betas[t - 1].sqrt() * z[t - 1]
     alpha = torch.prod(1 - betas[:last])
-    return (x - betas[0] / (1 - alpha).sqrt() * predict(x, last)) / (1 - betas[0]).sqrt()
+    return (x - betas[0] / (1 - alpha).sqrt() * predict(x, last)) / (
+        1 - betas[0]
+    ).sqrt()

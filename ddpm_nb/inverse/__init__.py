@@ -3,11 +3,38 @@
 A measurement is one object; what solves it wraps a denoiser or a kernel and is walked like any other.
 """
 
-from ddpm_nb.inverse.denoising import RePaint, Replacement, denoising_level, denoising_start
-from ddpm_nb.inverse.guidance import DPS, PGDM, Guess, Guided, Likelihood, gaussian_spread, guided, no_spread
-from ddpm_nb.inverse.measurement import Mask, Matrix, Measurement, Operator, Separable, average_pool, blur, measure
+from ddpm_nb.inverse.denoising import (
+    RePaint,
+    Replacement,
+    denoising_level,
+    denoising_start,
+)
+from ddpm_nb.inverse.guidance import (
+    DPS,
+    PGDM,
+    Guess,
+    Guided,
+    Likelihood,
+    gaussian_spread,
+    guided,
+    no_spread,
+)
+from ddpm_nb.inverse.measurement import (
+    Mask,
+    Matrix,
+    Measurement,
+    Operator,
+    Separable,
+    average_pool,
+    blur,
+    measure,
+)
 from ddpm_nb.inverse.particles import Particles, twisted_walk
-from ddpm_nb.inverse.posterior import FullMixture, exact_posterior, posterior_errors
+from ddpm_nb.inverse.posterior import (
+    FullMixture,
+    exact_posterior,
+    posterior_errors,
+)
 
 __all__ = [
     "DPS",

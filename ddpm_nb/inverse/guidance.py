@@ -20,10 +20,21 @@ from ddpm_nb.precision import Copies
 from ddpm_nb.sampling import DDIM
 from ddpm_nb.schedule import Level, Time
 
-__all__ = ["DPS", "PGDM", "Guess", "Guided", "Likelihood", "gaussian_spread", "guided", "no_spread"]
+__all__ = [
+    "DPS",
+    "PGDM",
+    "Guess",
+    "Guided",
+    "Likelihood",
+    "gaussian_spread",
+    "guided",
+    "no_spread",
+]
 
 
-Spread = Callable[[Level], float]  # level -> r², the assumed variance of x_0 given x_t
+Spread = Callable[
+    [Level], float
+]  # level -> r², the assumed variance of x_0 given x_t
 
 
 def no_spread(level: Level) -> float:
@@ -34,9 +45,15 @@ def no_spread(level: Level) -> float:
 def gaussian_spread(prior_var: float = 1.0) -> Spread:
     """r² = v (1 − ᾱ)/(ᾱ v + 1 − ᾱ), right for data N(m, v I); 1 − ᾱ for v = 1 (Song et al. 2023)."""
     if not prior_var > 0:
-        raise ValueError(f"prior_var = {prior_var}: expected a positive variance")
+        raise ValueError(
+            f"prior_var = {prior_var}: expected a positive variance"
+        )
 
-    return lambda level: prior_var * level.noise_var / (level.alpha_bar * prior_var + level.noise_var)
+    return lambda level: (
+        prior_var
+        * level.noise_var
+        / (level.alpha_bar * prior_var + level.noise_var)
+    )
 
 
 class Guess(NamedTuple):
@@ -98,11 +115,17 @@ class Likelihood:
         values, vectors = self._copies.on(x_t.device)
         spread = self.spread(self.q.schedule.level(t))
         if not spread * self._narrowest + self.measurement.sigma_y**2 > 0:
-            raise ValueError(f"sigma_y = {self.measurement.sigma_y}: expected a positive number where the spread is 0")
+            raise ValueError(
+                f"sigma_y = {self.measurement.sigma_y}: expected a positive number where the spread is 0"
+            )
         var = spread * values + self.measurement.sigma_y**2
-        x_0, residual, pull_back = _linearized(self.denoise, self.measurement, x_t, t)
+        x_0, residual, pull_back = _linearized(
+            self.denoise, self.measurement, x_t, t
+        )
         along = residual.flatten(1).to(vectors) @ vectors
-        log_prob = -0.5 * (along.square() / var + var.log() + math.log(2 * math.pi)).sum(1)
+        log_prob = -0.5 * (
+            along.square() / var + var.log() + math.log(2 * math.pi)
+        ).sum(1)
         direction = ((along / var) @ vectors.mT).reshape(residual.shape)
         return Guess(x_0, log_prob, pull_back(direction.to(residual)))
 
@@ -124,7 +147,12 @@ class Guided:
         return guess.x_0 + level.noise_var / level.signal * guess.gradient
 
 
-def guided(denoise: Denoiser, q: GaussianDiffusion, measurement: Measurement, spread: Spread) -> Guided:
+def guided(
+    denoise: Denoiser,
+    q: GaussianDiffusion,
+    measurement: Measurement,
+    spread: Spread,
+) -> Guided:
     """x̂_0 + (1 − ᾱ)/√ᾱ ∇ log p̃(y | x_t), the gradient of a :class:`Likelihood`. Book: [](#eq-i8-guidance).
 
     It is E[x_0 | x_t, y] if x_0 given x_t is N(x̂_0, r² I).
@@ -179,16 +207,28 @@ class DPS:
     def __post_init__(self) -> None:
         if not self.step > 0:
             raise ValueError(f"step = {self.step}: expected a positive number")
-        if isinstance(own := getattr(self.kernel, "q", None), GaussianDiffusion):
+        if isinstance(
+            own := getattr(self.kernel, "q", None), GaussianDiffusion
+        ):
             check_process(own, self.denoise)
 
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the law of x_s."""
         law = self.kernel(x_t, s, t)
-        _, residual, pull_back = _linearized(self.denoise, self.measurement, x_t, t)
-        norm = residual.flatten(1).norm(dim=1).reshape(-1, *[1] * (residual.ndim - 1))
-        unit = residual / norm.clamp(min=torch.finfo(norm.dtype).tiny)  # a residual of exactly 0 pulls nowhere
-        return Gaussian(law.mean + 2 * self.step * pull_back(unit), law.var)  # ∇‖r‖² = −2 Jᵀ Aᵀ r
+        _, residual, pull_back = _linearized(
+            self.denoise, self.measurement, x_t, t
+        )
+        norm = (
+            residual.flatten(1)
+            .norm(dim=1)
+            .reshape(-1, *[1] * (residual.ndim - 1))
+        )
+        unit = residual / norm.clamp(
+            min=torch.finfo(norm.dtype).tiny
+        )  # a residual of exactly 0 pulls nowhere
+        return Gaussian(
+            law.mean + 2 * self.step * pull_back(unit), law.var
+        )  # ∇‖r‖² = −2 Jᵀ Aᵀ r
 
 
 def _linearized(
@@ -198,7 +238,9 @@ def _linearized(
     operator = measurement.operator
     with torch.enable_grad():  # a walk runs without gradients
         x = x_t.detach().requires_grad_()
-        x_0 = denoise(x, t) if int(t) else x  # nothing to remove from clean data
+        x_0 = (
+            denoise(x, t) if int(t) else x
+        )  # nothing to remove from clean data
 
     def pull_back(w: Tensor) -> Tensor:
         return torch.autograd.grad(x_0, x, operator.adjoint(w))[0]

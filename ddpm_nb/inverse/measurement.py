@@ -14,7 +14,16 @@ from ddpm_nb.arguments import whole_number
 from ddpm_nb.gaussian import Gaussian
 from ddpm_nb.precision import Copies
 
-__all__ = ["Mask", "Matrix", "Measurement", "Operator", "Separable", "average_pool", "blur", "measure"]
+__all__ = [
+    "Mask",
+    "Matrix",
+    "Measurement",
+    "Operator",
+    "Separable",
+    "average_pool",
+    "blur",
+    "measure",
+]
 
 
 class Operator(ABC):
@@ -41,7 +50,11 @@ class Operator(ABC):
     def matrix(self) -> Tensor:
         """Return A as a float64 matrix ``(m, d)`` between flattened events."""
         d = math.prod(self.event)
-        return self(torch.eye(d, dtype=torch.float64).reshape(d, *self.event)).flatten(1).mT
+        return (
+            self(torch.eye(d, dtype=torch.float64).reshape(d, *self.event))
+            .flatten(1)
+            .mT
+        )
 
     @abstractmethod
     def _apply(self, x: Tensor) -> Tensor: ...
@@ -61,7 +74,9 @@ class Mask(Operator):
 
     def __post_init__(self) -> None:
         if self.keep.dtype != torch.bool or not bool(self.keep.any()):
-            raise ValueError(f"keep of dtype {self.keep.dtype}: expected a bool tensor with at least one True")
+            raise ValueError(
+                f"keep of dtype {self.keep.dtype}: expected a bool tensor with at least one True"
+            )
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -87,7 +102,10 @@ class Mask(Operator):
         return x.flatten(1).index_select(1, places)
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        (places,), x = self._copies.beside(y), y.new_zeros(y.shape[0], self.keep.numel())
+        (places,), x = (
+            self._copies.beside(y),
+            y.new_zeros(y.shape[0], self.keep.numel()),
+        )
         return x.index_copy(1, places, y).reshape(-1, *self.event)
 
 
@@ -99,7 +117,9 @@ class Matrix(Operator):
 
     def __post_init__(self) -> None:
         if self.entries.ndim != 2:
-            raise ValueError(f"entries of shape {tuple(self.entries.shape)}: expected (m, d)")
+            raise ValueError(
+                f"entries of shape {tuple(self.entries.shape)}: expected (m, d)"
+            )
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -157,8 +177,12 @@ class Separable(Operator):
 def blur(side: int, width: float) -> Separable:
     """Gaussian blur of standard deviation ``width`` pixels; weights sum to 1 at every pixel, also near the edge."""
     if not width > 0:
-        raise ValueError(f"width = {width}: expected a positive number of pixels")
-    place = torch.arange(whole_number("side", side, least=1), dtype=torch.float64)
+        raise ValueError(
+            f"width = {width}: expected a positive number of pixels"
+        )
+    place = torch.arange(
+        whole_number("side", side, least=1), dtype=torch.float64
+    )
     weights = torch.exp(-0.5 * ((place[:, None] - place) / width) ** 2)
     weights = weights / weights.sum(1, keepdim=True)
     return Separable(weights, weights)
@@ -166,9 +190,18 @@ def blur(side: int, width: float) -> Separable:
 
 def average_pool(side: int, factor: int) -> Separable:
     """Average over blocks of ``factor × factor`` pixels: what super-resolution has to undo."""
-    if whole_number("side", side, least=1) % whole_number("factor", factor, least=1):
-        raise ValueError(f"factor = {factor}: expected a divisor of side = {side}")
-    weights = torch.eye(side // factor, dtype=torch.float64).repeat_interleave(factor, dim=1) / factor
+    if whole_number("side", side, least=1) % whole_number(
+        "factor", factor, least=1
+    ):
+        raise ValueError(
+            f"factor = {factor}: expected a divisor of side = {side}"
+        )
+    weights = (
+        torch.eye(side // factor, dtype=torch.float64).repeat_interleave(
+            factor, dim=1
+        )
+        / factor
+    )
     return Separable(weights, weights)
 
 
@@ -206,7 +239,12 @@ class Measurement:
         return y - self.operator(x)
 
 
-def measure(operator: Operator, x: Tensor, sigma_y: float, generator: torch.Generator | None = None) -> Measurement:
+def measure(
+    operator: Operator,
+    x: Tensor,
+    sigma_y: float,
+    generator: torch.Generator | None = None,
+) -> Measurement:
     """Draw Y = A(x) + σ_y Z for every row of ``x`` ``(batch, *event)``. Book: [](#eq-i8-measurement)."""
     values = operator(x)
     law = Gaussian(values, float(standard_deviation(sigma_y) ** 2))
@@ -216,12 +254,16 @@ def measure(operator: Operator, x: Tensor, sigma_y: float, generator: torch.Gene
 def _batched(name: str, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(x.shape[1:]) != shape or x.ndim != len(shape) + 1:
         expected = ", ".join(["batch", *map(str, shape)])
-        raise ValueError(f"{name} of shape {tuple(x.shape)}: expected ({expected})")
+        raise ValueError(
+            f"{name} of shape {tuple(x.shape)}: expected ({expected})"
+        )
     return x
 
 
 def standard_deviation(sigma_y: float) -> float:
     """Return ``sigma_y``; ``ValueError`` unless it can be a standard deviation."""
     if not 0 <= sigma_y < math.inf:
-        raise ValueError(f"sigma_y = {sigma_y}: expected a standard deviation of at least 0")
+        raise ValueError(
+            f"sigma_y = {sigma_y}: expected a standard deviation of at least 0"
+        )
     return sigma_y

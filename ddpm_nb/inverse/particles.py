@@ -44,7 +44,9 @@ class Particles:
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n particles of each problem by their weights, ``(n, problems, *event)``; one may come several times."""
-        chosen = torch.multinomial(self.log_weights.exp().mT, n, replacement=True, generator=generator).mT
+        chosen = torch.multinomial(
+            self.log_weights.exp().mT, n, replacement=True, generator=generator
+        ).mT
         problem = torch.arange(chosen.shape[1], device=chosen.device)
         return self.x.unflatten(0, self.log_weights.shape)[chosen, problem]
 
@@ -77,8 +79,12 @@ def twisted_walk(
         If the rows of x_T are not a multiple of ``particles``.
     """
     if len(x_T) % whole_number("particles", particles, least=2):
-        raise ValueError(f"particles = {particles}: expected a divisor of the {len(x_T)} rows of x_T")
-    return _twisted_walk(likelihood, x_T, decreasing_times(times), particles, generator, variance)
+        raise ValueError(
+            f"particles = {particles}: expected a divisor of the {len(x_T)} rows of x_T"
+        )
+    return _twisted_walk(
+        likelihood, x_T, decreasing_times(times), particles, generator, variance
+    )
 
 
 def _twisted_walk(
@@ -100,24 +106,45 @@ def _twisted_walk(
         push = var * guess.gradient
         x = Gaussian(mean + push, var).sample(generator)
         # log p(x_s | x_t) less the log density of the proposal, written without a division by σ², which is 0 at s = 0
-        lost = (guess.gradient * (x - mean - 0.5 * push)).to(guess.log_prob).flatten(1).sum(1)
+        lost = (
+            (guess.gradient * (x - mean - 0.5 * push))
+            .to(guess.log_prob)
+            .flatten(1)
+            .sum(1)
+        )
         before, guess = guess, likelihood(x, s)
-        gained = log_weights + (guess.log_prob - before.log_prob - lost).reshape(particles, -1)
-        log_weights, log_evidence = gained.log_softmax(0), log_evidence + gained.logsumexp(0)
+        gained = log_weights + (
+            guess.log_prob - before.log_prob - lost
+        ).reshape(particles, -1)
+        log_weights, log_evidence = (
+            gained.log_softmax(0),
+            log_evidence + gained.logsumexp(0),
+        )
         yield Particles(x, s, log_weights, log_evidence)
 
 
-def _resampled(log_weights: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+def _resampled(
+    log_weights: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
     """Rows to go on from and their weights: drawn anew where fewer than half the particles count, kept elsewhere.
 
     Systematic resampling: a particle of weight w comes ⌊n w⌋ or ⌈n w⌉ times, n w times on average.
     """
     n, problems = log_weights.shape
-    weights, place = log_weights.exp(), torch.arange(n, device=log_weights.device)[:, None]
+    weights, place = (
+        log_weights.exp(),
+        torch.arange(n, device=log_weights.device)[:, None],
+    )
     device = drawn_on(generator, log_weights)
-    uniform = torch.rand(problems, dtype=log_weights.dtype, generator=generator, device=device)
+    uniform = torch.rand(
+        problems, dtype=log_weights.dtype, generator=generator, device=device
+    )
     ticks = (place + uniform.to(log_weights.device)) / n
-    drawn = torch.searchsorted(weights.cumsum(0).mT.contiguous(), ticks.mT.contiguous()).mT.clamp(max=n - 1)
+    drawn = torch.searchsorted(
+        weights.cumsum(0).mT.contiguous(), ticks.mT.contiguous()
+    ).mT.clamp(max=n - 1)
     few = weights.square().sum(0) > 2 / n
-    rows = torch.where(few, drawn, place) * problems + torch.arange(problems, device=place.device)
+    rows = torch.where(few, drawn, place) * problems + torch.arange(
+        problems, device=place.device
+    )
     return rows.flatten(), torch.where(few, -math.log(n), log_weights)

@@ -37,7 +37,11 @@ class FullMixture:
     @classmethod
     def of(cls, prior: GaussianMixture) -> FullMixture:
         """Return the same law with batch 1."""
-        covariances = prior.variances.reshape(len(prior.means), -1).expand_as(prior.means).diag_embed()
+        covariances = (
+            prior.variances.reshape(len(prior.means), -1)
+            .expand_as(prior.means)
+            .diag_embed()
+        )
         return cls(prior.weights.log()[None], prior.means[None], covariances)
 
     def observe(self, A: Tensor, y: Tensor, noise_var: float) -> FullMixture:
@@ -48,24 +52,44 @@ class FullMixture:
         log_joint, gain, residual = self._evidence(A, y, noise_var)
         means = self.means + torch.einsum("kdm,bkm->bkd", gain, residual)
         covariances = self.covariances - gain @ (A @ self.covariances)
-        return FullMixture(log_joint.log_softmax(1), means, 0.5 * (covariances + covariances.mT))
+        return FullMixture(
+            log_joint.log_softmax(1),
+            means,
+            0.5 * (covariances + covariances.mT),
+        )
 
     def log_evidence(self, A: Tensor, y: Tensor, noise_var: float) -> Tensor:
         """Log density of A X + N(0, noise_var I) at ``y``, in nats, ``(batch,)``."""
         return self._evidence(A, y, noise_var)[0].logsumexp(1)
 
-    def _evidence(self, A: Tensor, y: Tensor, noise_var: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _evidence(
+        self, A: Tensor, y: Tensor, noise_var: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """log (weight · N(y; A mean, S)) ``(batch, k)``, gains C Aᵀ S⁻¹ and residuals, S = A C Aᵀ + noise_var I."""
         m = A.shape[0]
         crossed = A @ self.covariances
-        factor, info = torch.linalg.cholesky_ex(crossed @ A.mT + noise_var * torch.eye(m, dtype=A.dtype))
+        factor, info = torch.linalg.cholesky_ex(
+            crossed @ A.mT + noise_var * torch.eye(m, dtype=A.dtype)
+        )
         if bool(info.any()):
-            raise ValueError(f"sigma_y² = {noise_var}: expected a larger one, some A C Aᵀ + sigma_y² I is singular")
+            raise ValueError(
+                f"sigma_y² = {noise_var}: expected a larger one, some A C Aᵀ + sigma_y² I is singular"
+            )
         residual = y[:, None] - self.means @ A.mT
-        white = torch.linalg.solve_triangular(factor, residual.permute(1, 2, 0), upper=False)
+        white = torch.linalg.solve_triangular(
+            factor, residual.permute(1, 2, 0), upper=False
+        )
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        log_density = -0.5 * white.square().sum(1).mT - log_det - 0.5 * m * math.log(2 * math.pi)
-        return self.log_weights + log_density, torch.cholesky_solve(crossed, factor).mT, residual
+        log_density = (
+            -0.5 * white.square().sum(1).mT
+            - log_det
+            - 0.5 * m * math.log(2 * math.pi)
+        )
+        return (
+            self.log_weights + log_density,
+            torch.cholesky_solve(crossed, factor).mT,
+            residual,
+        )
 
     def mean(self) -> Tensor:
         """E[X], ``(batch, d)``."""
@@ -73,39 +97,62 @@ class FullMixture:
 
     def covariance(self) -> Tensor:
         """Cov[X] = E[Cov within] + Cov of the means, ``(batch, d, d)``."""
-        weights, centred = self.log_weights.exp(), self.means - self.mean()[:, None]
+        weights, centred = (
+            self.log_weights.exp(),
+            self.means - self.mean()[:, None],
+        )
         within = torch.einsum("bk,kde->bde", weights, self.covariances)
-        return within + torch.einsum("bk,bkd,bke->bde", weights, centred, centred)
+        return within + torch.einsum(
+            "bk,bkd,bke->bde", weights, centred, centred
+        )
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats at ``x`` ``(n, d)``, with n the batch, or either of them 1: ``(n,)``."""
-        return self.log_evidence(torch.eye(x.shape[1], dtype=torch.float64), x, 0.0)
+        return self.log_evidence(
+            torch.eye(x.shape[1], dtype=torch.float64), x, 0.0
+        )
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, n: int, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Draw n independent samples for each row, ``(n, batch, d)``, float64."""
-        parts = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator).mT
+        parts = torch.multinomial(
+            self.log_weights.exp(), n, replacement=True, generator=generator
+        ).mT
         used, place = parts.unique(return_inverse=True)
-        values, vectors = torch.linalg.eigh(self.covariances[used])  # also for the flat directions of exact data
+        values, vectors = torch.linalg.eigh(
+            self.covariances[used]
+        )  # also for the flat directions of exact data
         root = vectors * values.clamp(min=0).sqrt()[:, None]
         means = self.means[torch.arange(parts.shape[1]), parts]
-        noise = torch.randn(means.shape, dtype=torch.float64, generator=generator)
+        noise = torch.randn(
+            means.shape, dtype=torch.float64, generator=generator
+        )
         return means + torch.einsum("nbde,nbe->nbd", root[place], noise)
 
     def denoiser(self, q: GaussianDiffusion) -> BestDenoiser:
         """Return (x_t, t) ↦ E[x_0 | x_t] under row i's law for row i: for a posterior, E[x_0 | x_t, y]."""
         return BestDenoiser(self, q)
 
-    def posterior_mean(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
+    def posterior_mean(
+        self, q: GaussianDiffusion, x_t: Tensor, t: Time
+    ) -> Tensor:
         """E[x_0 | x_t] under row i's law for row i, of the shape of ``x_t``; one step t for the whole batch."""
         if torch.is_tensor(t):
             raise TypeError("t: expected one int for the whole batch")
         level = q.schedule.level(t)
-        signal = level.signal * torch.eye(self.means.shape[2], dtype=torch.float64)
-        x_0 = self.observe(signal, x_t.flatten(1).double(), level.noise_var).mean()
+        signal = level.signal * torch.eye(
+            self.means.shape[2], dtype=torch.float64
+        )
+        x_0 = self.observe(
+            signal, x_t.flatten(1).double(), level.noise_var
+        ).mean()
         return x_0.reshape(x_t.shape).to(x_t.dtype)
 
 
-def exact_posterior(prior: GaussianMixture, measurement: Measurement) -> FullMixture:
+def exact_posterior(
+    prior: GaussianMixture, measurement: Measurement
+) -> FullMixture:
     """p(x | y) for a mixture prior and linear A: a mixture again. Book: [](#eq-i8-exact-posterior).
 
     Weights w_k N(y; A m_k, S_k), means m_k + C_k Aᵀ S_k⁻¹ (y − A m_k), covariances C_k − C_k Aᵀ S_k⁻¹ A C_k with
@@ -113,11 +160,17 @@ def exact_posterior(prior: GaussianMixture, measurement: Measurement) -> FullMix
     """
     A, d = measurement.operator.matrix(), prior.means.shape[1]
     if A.shape[1] != d:
-        raise ValueError(f"operator on events of shape {measurement.operator.event}: expected {d} numbers, the prior's")
-    return FullMixture.of(prior).observe(A, measurement.y.flatten(1).double(), measurement.sigma_y**2)
+        raise ValueError(
+            f"operator on events of shape {measurement.operator.event}: expected {d} numbers, the prior's"
+        )
+    return FullMixture.of(prior).observe(
+        A, measurement.y.flatten(1).double(), measurement.sigma_y**2
+    )
 
 
-def posterior_errors(samples: Tensor, exact: FullMixture, x_0: Tensor, level: float = 0.9) -> dict[str, Tensor]:
+def posterior_errors(
+    samples: Tensor, exact: FullMixture, x_0: Tensor, level: float = 0.9
+) -> dict[str, Tensor]:
     """Errors of ``samples`` ``(n, batch, d)`` for one problem in each row, ``(batch,)`` each; average over problems.
 
     mean : squared error of the mean over the average tr Σ; spread : tr S − tr Σ over the average tr Σ; covariance :
@@ -133,17 +186,24 @@ def posterior_errors(samples: Tensor, exact: FullMixture, x_0: Tensor, level: fl
             "expected (n, batch, d) with n at least 4, (batch, d) and batch"
         )
     mean, cov = exact.mean(), exact.covariance()
-    total, square = cov.diagonal(dim1=1, dim2=2).sum(1).mean(), cov.square().sum((1, 2)).mean()
+    total, square = (
+        cov.diagonal(dim1=1, dim2=2).sum(1).mean(),
+        cov.square().sum((1, 2)).mean(),
+    )
     off_mean, off_cov = [], []
     for half in (samples[: n // 2], samples[n // 2 :]):
         centred = half - half.mean(0)
         off_mean.append(half.mean(0) - mean)
-        off_cov.append(torch.einsum("nbd,nbe->bde", centred, centred) / (len(half) - 1) - cov)
+        off_cov.append(
+            torch.einsum("nbd,nbe->bde", centred, centred) / (len(half) - 1)
+            - cov
+        )
     rank = (samples < x_0).sum(0)
     low = round((1 - level) / 2 * (n + 1))
     return {
         "mean": (off_mean[0] * off_mean[1]).sum(1) / total,
-        "spread": samples.var(0).sum(1) / total - cov.diagonal(dim1=1, dim2=2).sum(1) / total,
+        "spread": samples.var(0).sum(1) / total
+        - cov.diagonal(dim1=1, dim2=2).sum(1) / total,
         "covariance": (off_cov[0] * off_cov[1]).sum((1, 2)) / square,
         "coverage": ((rank >= low) & (rank <= n - low)).double().mean(1),
     }

@@ -19,7 +19,11 @@ __all__ = ["check", "exercises", "verdict"]
 def exercises() -> dict[str, Exercise]:
     """Return the checks of all chapters by number, '1.1' first."""
     found: dict[str, Exercise] = {}
-    for module in sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name.startswith("chapter_")):
+    for module in sorted(
+        info.name
+        for info in pkgutil.iter_modules(__path__)
+        if info.name.startswith("chapter_")
+    ):
         found |= importlib.import_module(f"{__name__}.{module}").EXERCISES
     return found
 
@@ -27,7 +31,11 @@ def exercises() -> dict[str, Exercise]:
 def check(number: str, answer: Any) -> None:
     """Print whether ``answer`` solves exercise ``number`` ('1.1', '1.2', ..), and if not, a hint."""
     message = verdict(number, answer)
-    print(f"{number}: right." if message is None else f"{number}: not yet. {message}")
+    print(
+        f"{number}: right."
+        if message is None
+        else f"{number}: not yet. {message}"
+    )
 
 
 def verdict(number: str, answer: Any) -> str | None:
@@ -40,6 +48,8 @@ def verdict(number: str, answer: Any) -> str | None:
         exercise(answer)
     except NotYet as error:
         return str(error)
-    except Exception as error:  # the reader's code failed: its error is the message
+    except (
+        Exception
+    ) as error:  # the reader's code failed: its error is the message
         return f"Your code raised {type(error).__name__}: {error}"
     return None

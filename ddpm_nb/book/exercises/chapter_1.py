@@ -19,7 +19,9 @@ from ddpm_nb.book.exercises.tensors import f64, normal
 def _fused(values: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
     """Least squares: the unknown that minimizes the weighted squared residuals, and the inverse Hessian."""
     scale = variances.rsqrt()
-    solution = torch.linalg.lstsq(scale[:, None], (values * scale)[:, None]).solution
+    solution = torch.linalg.lstsq(
+        scale[:, None], (values * scale)[:, None]
+    ).solution
     return solution[0, 0], 1 / torch.linalg.vector_norm(scale).square()
 
 
@@ -88,7 +90,9 @@ def _exercise_1_1(answer: Any) -> None:
 # 1.2: the Gaussian nearest to a mixture, in the direction KL(mixture ‖ Gaussian)
 
 
-def _moments(weights: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(
+    weights: Tensor, means: Tensor, variances: Tensor
+) -> tuple[Tensor, Tensor]:
     """Mean and variance of the mixture by Gauss-Hermite cubature in every part, exact for polynomials."""
     nodes = math.sqrt(3) * f64([-1.0, 0.0, 1.0])
     share = weights[:, None] * f64([1 / 6, 2 / 3, 1 / 6])
@@ -99,11 +103,27 @@ def _moments(weights: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor,
 
 def _exercise_1_2(answer: Any) -> None:
     cases = [
-        {"weights": f64([0.5, 0.5]), "means": f64([-2.0, 2.0]), "variances": f64([0.25, 0.25])},
-        {"weights": f64([0.3, 0.7]), "means": f64([0.0, 1.0]), "variances": f64([1.0, 0.1])},
+        {
+            "weights": f64([0.5, 0.5]),
+            "means": f64([-2.0, 2.0]),
+            "variances": f64([0.25, 0.25]),
+        },
+        {
+            "weights": f64([0.3, 0.7]),
+            "means": f64([0.0, 1.0]),
+            "variances": f64([1.0, 0.1]),
+        },
         {"weights": f64([1.0]), "means": f64([0.4]), "variances": f64([0.6])},
-        {"weights": f64([0.2, 0.5, 0.3]), "means": f64([-1.0, 0.5, 3.0]), "variances": f64([0.0, 0.0, 0.0])},
-        {"weights": normal(8, seed=2).softmax(0), "means": normal(8, seed=3), "variances": normal(8, seed=4).exp()},
+        {
+            "weights": f64([0.2, 0.5, 0.3]),
+            "means": f64([-1.0, 0.5, 3.0]),
+            "variances": f64([0.0, 0.0, 0.0]),
+        },
+        {
+            "weights": normal(8, seed=2).softmax(0),
+            "means": normal(8, seed=3),
+            "variances": normal(8, seed=4).exp(),
+        },
     ]
     slips = [
         Slip(
@@ -120,12 +140,16 @@ def _exercise_1_2(answer: Any) -> None:
             output=1,
         ),
         Slip(
-            lambda weights, means, variances: (weights * (means - (weights * means).sum()) ** 2).sum(),
+            lambda weights, means, variances: (
+                weights * (means - (weights * means).sum()) ** 2
+            ).sum(),
             "You have the spread of the centres; each part is itself spread around its centre.",
             output=1,
         ),
         Slip(
-            lambda weights, means, variances: (weights * (variances + means**2)).sum(),
+            lambda weights, means, variances: (
+                weights * (variances + means**2)
+            ).sum(),
             "That is the second moment about 0; the variance is measured from the mean.",
             output=1,
         ),
@@ -135,18 +159,24 @@ def _exercise_1_2(answer: Any) -> None:
             output=1,
         ),
         Slip(
-            lambda weights, means, variances: (weights * variances.sqrt()).sum() ** 2,
+            lambda weights, means, variances: (
+                (weights * variances.sqrt()).sum() ** 2
+            ),
             "Standard deviations do not average: work with squares.",
             output=1,
         ),
     ]
-    compare(answer, _moments, cases, slips, outputs=("the mean", "the variance"))
+    compare(
+        answer, _moments, cases, slips, outputs=("the mean", "the variance")
+    )
 
 
 # 1.3: KL from log variances
 
 
-def _kl_log_var(mean_1: Tensor, log_var_1: Tensor, mean_2: Tensor, log_var_2: Tensor) -> Tensor:
+def _kl_log_var(
+    mean_1: Tensor, log_var_1: Tensor, mean_2: Tensor, log_var_2: Tensor
+) -> Tensor:
     """½ (e^δ − 1 − δ) and the squared distance; the first by its series where it would lose digits."""
     delta = (log_var_1 - log_var_2).item()
     series = sum(delta**k / math.factorial(k) for k in range(2, 30))
@@ -154,13 +184,27 @@ def _kl_log_var(mean_1: Tensor, log_var_1: Tensor, mean_2: Tensor, log_var_2: Te
     return 0.5 * (excess + (mean_1 - mean_2) ** 2 * (-log_var_2).exp())
 
 
-def _slip_1_3(change: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], message: str) -> Slip:
-    return Slip(lambda mean_1, log_var_1, mean_2, log_var_2: change(mean_1, log_var_1, mean_2, log_var_2), message)
+def _slip_1_3(
+    change: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], message: str
+) -> Slip:
+    return Slip(
+        lambda mean_1, log_var_1, mean_2, log_var_2: change(
+            mean_1, log_var_1, mean_2, log_var_2
+        ),
+        message,
+    )
 
 
 def _exercise_1_3(answer: Any) -> None:
-    def case(mean_1: float, log_var_1: float, mean_2: float, log_var_2: float) -> dict[str, Tensor]:
-        values = {"mean_1": mean_1, "log_var_1": log_var_1, "mean_2": mean_2, "log_var_2": log_var_2}
+    def case(
+        mean_1: float, log_var_1: float, mean_2: float, log_var_2: float
+    ) -> dict[str, Tensor]:
+        values = {
+            "mean_1": mean_1,
+            "log_var_1": log_var_1,
+            "mean_2": mean_2,
+            "log_var_2": log_var_2,
+        }
         return {name: f64(value) for name, value in values.items()}
 
     cases = [
@@ -171,9 +215,14 @@ def _exercise_1_3(answer: Any) -> None:
         case(0.3, 0.4, 0.3, 0.4),
     ]
     slips = [
-        _slip_1_3(lambda a, u, b, w: _kl_log_var(b, w, a, u), "That is the divergence in the other direction."),
         _slip_1_3(
-            lambda a, u, b, w: 0.5 * ((u / w) - 1 - (u / w).log() + (a - b) ** 2 / w),
+            lambda a, u, b, w: _kl_log_var(b, w, a, u),
+            "That is the divergence in the other direction.",
+        ),
+        _slip_1_3(
+            lambda a, u, b, w: (
+                0.5 * ((u / w) - 1 - (u / w).log() + (a - b) ** 2 / w)
+            ),
             "You used the log variance as if it were the variance: the slip that a bad name invites.",
         ),
         _slip_1_3(
@@ -181,10 +230,16 @@ def _exercise_1_3(answer: Any) -> None:
             "You used the exponential of the log variance as a standard deviation.",
         ),
         _slip_1_3(
-            lambda a, u, b, w: _kl_log_var(a, u, b, w) + 0.5 * (a - b) ** 2 * ((-u).exp() - (-w).exp()),
+            lambda a, u, b, w: (
+                _kl_log_var(a, u, b, w)
+                + 0.5 * (a - b) ** 2 * ((-u).exp() - (-w).exp())
+            ),
             "The distance of the means is measured in units of the wrong law: the mean is taken under the first.",
         ),
-        _slip_1_3(lambda a, u, b, w: 2 * _kl_log_var(a, u, b, w), "A factor ½ is missing."),
+        _slip_1_3(
+            lambda a, u, b, w: 2 * _kl_log_var(a, u, b, w),
+            "A factor ½ is missing.",
+        ),
         _slip_1_3(
             lambda a, u, b, w: _kl_log_var(a, u, b, w) + (u - w),
             "The sign of the difference of log variances is the wrong one.",
@@ -216,9 +271,14 @@ def _exercise_1_3(answer: Any) -> None:
 # 1.4: how many draws a sampled KL needs
 
 
-def _draws_needed(mean_1: Tensor, mean_2: Tensor, var: Tensor, relative: Tensor) -> Tensor:
+def _draws_needed(
+    mean_1: Tensor, mean_2: Tensor, var: Tensor, relative: Tensor
+) -> Tensor:
     """(sd of the log ratio / (relative · KL))², both moments by Gauss-Hermite cubature along the line of the means."""
-    nodes, weights = f64([-math.sqrt(3), 0.0, math.sqrt(3)]), f64([1 / 6, 2 / 3, 1 / 6])
+    nodes, weights = (
+        f64([-math.sqrt(3), 0.0, math.sqrt(3)]),
+        f64([1 / 6, 2 / 3, 1 / 6]),
+    )
     gap = torch.linalg.vector_norm(mean_1 - mean_2)
     x = var.sqrt() * nodes
     log_ratio = ((x - gap) ** 2 - x**2) / (2 * var)
@@ -228,28 +288,58 @@ def _draws_needed(mean_1: Tensor, mean_2: Tensor, var: Tensor, relative: Tensor)
 
 def _exercise_1_4(answer: Any) -> None:
     cases = [
-        {"mean_1": f64([1.0]), "mean_2": f64([0.0]), "var": f64(1.0), "relative": f64(0.01)},
-        {"mean_1": f64([0.3]), "mean_2": f64([0.31]), "var": f64(0.5), "relative": f64(0.1)},
-        {"mean_1": normal(5, seed=5), "mean_2": normal(5, seed=6), "var": f64(2.0), "relative": f64(0.05)},
-        {"mean_1": normal(64, seed=7), "mean_2": normal(64, seed=8), "var": f64(0.01), "relative": f64(0.5)},
+        {
+            "mean_1": f64([1.0]),
+            "mean_2": f64([0.0]),
+            "var": f64(1.0),
+            "relative": f64(0.01),
+        },
+        {
+            "mean_1": f64([0.3]),
+            "mean_2": f64([0.31]),
+            "var": f64(0.5),
+            "relative": f64(0.1),
+        },
+        {
+            "mean_1": normal(5, seed=5),
+            "mean_2": normal(5, seed=6),
+            "var": f64(2.0),
+            "relative": f64(0.05),
+        },
+        {
+            "mean_1": normal(64, seed=7),
+            "mean_2": normal(64, seed=8),
+            "var": f64(0.01),
+            "relative": f64(0.5),
+        },
     ]
 
     def scaled(power: float, factor: float = 1.0) -> Callable[..., Tensor]:
         """The wrong counts are right ones times a power of the distance or of the tolerance."""
 
-        def wrong(mean_1: Tensor, mean_2: Tensor, var: Tensor, relative: Tensor) -> Tensor:
+        def wrong(
+            mean_1: Tensor, mean_2: Tensor, var: Tensor, relative: Tensor
+        ) -> Tensor:
             distance = (mean_1 - mean_2).square().sum() / var
-            return factor * _draws_needed(mean_1, mean_2, var, relative) * distance**power
+            return (
+                factor
+                * _draws_needed(mean_1, mean_2, var, relative)
+                * distance**power
+            )
 
         return wrong
 
     slips = [
         Slip(
-            lambda mean_1, mean_2, var, relative: _draws_needed(mean_1, mean_2, var, relative).sqrt(),
+            lambda mean_1, mean_2, var, relative: _draws_needed(
+                mean_1, mean_2, var, relative
+            ).sqrt(),
             "The square is missing: ten times the accuracy takes a hundred times the draws.",
         ),
         Slip(
-            lambda mean_1, mean_2, var, relative: _draws_needed(mean_1, mean_2, var, relative) * relative,
+            lambda mean_1, mean_2, var, relative: (
+                _draws_needed(mean_1, mean_2, var, relative) * relative
+            ),
             "The standard error falls with the square root of the number of draws: the tolerance enters squared.",
         ),
         Slip(
@@ -257,12 +347,23 @@ def _exercise_1_4(answer: Any) -> None:
             "That is the count for an absolute error; the tolerance is relative to the divergence itself.",
         ),
         Slip(
-            lambda mean_1, mean_2, var, relative: _draws_needed(mean_1, mean_2, var**2, relative),
+            lambda mean_1, mean_2, var, relative: _draws_needed(
+                mean_1, mean_2, var**2, relative
+            ),
             "You used the variance as a standard deviation.",
         ),
-        Slip(scaled(0, 0.5), "You took the variance of the log ratio to be its mean; it is not."),
-        Slip(scaled(0, 0.25), "Check the ½ of the divergence: you divide by the squared distance without it."),
-        Slip(scaled(1), "The standard deviation of the log ratio grows with the distance, not with its square."),
+        Slip(
+            scaled(0, 0.5),
+            "You took the variance of the log ratio to be its mean; it is not.",
+        ),
+        Slip(
+            scaled(0, 0.25),
+            "Check the ½ of the divergence: you divide by the squared distance without it.",
+        ),
+        Slip(
+            scaled(1),
+            "The standard deviation of the log ratio grows with the distance, not with its square.",
+        ),
         Slip(
             lambda mean_1, mean_2, var, relative: (
                 _draws_needed(mean_1, mean_2, var, relative)
@@ -272,7 +373,9 @@ def _exercise_1_4(answer: Any) -> None:
             "In several coordinates the squares of the differences add up, not the differences.",
         ),
     ]
-    compare(answer, _draws_needed, cases, slips, outputs=("the number of draws",))
+    compare(
+        answer, _draws_needed, cases, slips, outputs=("the number of draws",)
+    )
 
 
 EXERCISES: dict[str, Exercise] = {

@@ -21,7 +21,12 @@ from ddpm_nb.schedule import linear_schedule
 
 def _quadratic_betas(T: int, beta_1: float, beta_T: float) -> Tensor:
     first, last = math.sqrt(beta_1), math.sqrt(beta_T)
-    return f64([(first + (last - first) * (t - 1) / max(T - 1, 1)) ** 2 for t in range(1, T + 1)])
+    return f64(
+        [
+            (first + (last - first) * (t - 1) / max(T - 1, 1)) ** 2
+            for t in range(1, T + 1)
+        ]
+    )
 
 
 def _line(start: float, end: float, T: int) -> Tensor:
@@ -47,7 +52,9 @@ def _exercise_2_1(answer: Any) -> None:
             "The ends are not β_1 and β_T: you squared a line between the variances themselves.",
         ),
         Slip(
-            lambda T, beta_1, beta_T: _line(math.sqrt(beta_1), math.sqrt(beta_T), T),
+            lambda T, beta_1, beta_T: _line(
+                math.sqrt(beta_1), math.sqrt(beta_T), T
+            ),
             "Those are the standard deviations of the steps; the variances were asked for.",
         ),
         Slip(
@@ -68,13 +75,20 @@ def _exercise_2_1(answer: Any) -> None:
 def _respaced_betas(alpha_bars: Tensor, kept: list[int]) -> Tensor:
     """Solve the recursion of the variance, v' = (1 − β) v + β, for the β that leads to the next kept level."""
     levels = [1 - alpha_bars[t].item() for t in [0, *kept]]
-    return f64([(after - before) / (1 - before) for before, after in pairwise(levels)])
+    return f64(
+        [(after - before) / (1 - before) for before, after in pairwise(levels)]
+    )
 
 
-def _slip_2_2(value: Callable[[Tensor, int, int], Tensor], message: str) -> Slip:
+def _slip_2_2(
+    value: Callable[[Tensor, int, int], Tensor], message: str
+) -> Slip:
     """A slip in one new β, which leads from the kept step s to the kept step t."""
     return Slip(
-        lambda alpha_bars, kept: torch.stack([value(alpha_bars, s, t) for s, t in zip([0, *kept], kept)]), message
+        lambda alpha_bars, kept: torch.stack(
+            [value(alpha_bars, s, t) for s, t in zip([0, *kept], kept)]
+        ),
+        message,
     )
 
 
@@ -110,7 +124,10 @@ def _exercise_2_2(answer: Any) -> None:
             lambda a, s, t: 1 - (a[t] / a[s]).sqrt(),
             "You took the root: α scales a variance, its root scales the state.",
         ),
-        _slip_2_2(lambda a, s, t: a[t] / a[s], "That is the signal kept by the step; the noise it adds was asked for."),
+        _slip_2_2(
+            lambda a, s, t: a[t] / a[s],
+            "That is the signal kept by the step; the noise it adds was asked for.",
+        ),
     ]
     compare(answer, _respaced_betas, cases, slips, outputs=("the new β",))
 
@@ -153,12 +170,15 @@ def _exercise_2_3(answer: Any) -> None:
             "The direction is the opposite one: data of smaller contrast drown in noise sooner.",
         ),
         Slip(
-            lambda alpha_bar, c: ratio(c * alpha_bar.sqrt(), (1 - alpha_bar).sqrt()),
+            lambda alpha_bar, c: ratio(
+                c * alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+            ),
             "You added amplitudes; powers, that is variances, add up.",
         ),
         Slip(
             lambda alpha_bar, c: (
-                (alpha_bar / (1 - alpha_bar) * c**2) / (1 + alpha_bar / (1 - alpha_bar) * c**2)  # inf / inf at ᾱ = 1
+                (alpha_bar / (1 - alpha_bar) * c**2)
+                / (1 + alpha_bar / (1 - alpha_bar) * c**2)  # inf / inf at ᾱ = 1
             ),
             "Right between 0 and 1. For clean data the signal-to-noise ratio is infinite: multiply out by the noise.",
         ),
@@ -172,7 +192,9 @@ def _exercise_2_3(answer: Any) -> None:
 @cache
 def _ends() -> Tensor:
     """ᾱ_T of the linear schedule with unchanged ends, for T = 1, 2, .., 1200."""
-    return torch.stack([torch.log1p(-_line(1e-4, 0.02, T)).sum().exp() for T in range(1, 1201)])
+    return torch.stack(
+        [torch.log1p(-_line(1e-4, 0.02, T)).sum().exp() for T in range(1, 1201)]
+    )
 
 
 def _first(loss: Callable[[Tensor], Tensor], limit: float) -> int:
@@ -198,21 +220,32 @@ def _exercise_2_4(answer: Any) -> None:
         {"limit": 1.5, "power": 0.0},
     ]
     slips = [
-        Slip(lambda limit, power: _first(lambda a: _nats(a, power), limit), "You compared nats with a limit in bits."),
         Slip(
-            lambda limit, power: _first(lambda a: _nats(a, power) * math.log(2), limit),
+            lambda limit, power: _first(lambda a: _nats(a, power), limit),
+            "You compared nats with a limit in bits.",
+        ),
+        Slip(
+            lambda limit, power: _first(
+                lambda a: _nats(a, power) * math.log(2), limit
+            ),
             "From nats to bits one divides by log 2: a bit is less than a nat.",
         ),
         Slip(
-            lambda limit, power: _first(lambda a: _nats(a, 1.0) / math.log(2), limit),
+            lambda limit, power: _first(
+                lambda a: _nats(a, 1.0) / math.log(2), limit
+            ),
             "The answer does not depend on the data: bright data are further from noise.",
         ),
         Slip(
-            lambda limit, power: _first(lambda a: 0.5 * power * a / math.log(2), limit),
+            lambda limit, power: _first(
+                lambda a: 0.5 * power * a / math.log(2), limit
+            ),
             "You used the approximation for small ᾱ_T; a limit this generous is reached where ᾱ_T is not small.",
         ),
         Slip(
-            lambda limit, power: _first(lambda a: 2 * _nats(a, power) / math.log(2), limit),
+            lambda limit, power: _first(
+                lambda a: 2 * _nats(a, power) / math.log(2), limit
+            ),
             "A factor ½ of the divergence is missing.",
         ),
         Slip(
@@ -220,10 +253,13 @@ def _exercise_2_4(answer: Any) -> None:
             "One step short: there the limit is still exceeded.",
         ),
         Slip(
-            lambda limit, power: _shortest_chain(limit, power) + 1, "One step too many: the smallest T was asked for."
+            lambda limit, power: _shortest_chain(limit, power) + 1,
+            "One step too many: the smallest T was asked for.",
         ),
         Slip(
-            lambda limit, power: _first(lambda a: _nats(a.sqrt(), power) / math.log(2), limit),
+            lambda limit, power: _first(
+                lambda a: _nats(a.sqrt(), power) / math.log(2), limit
+            ),
             "You put the amplitude √ᾱ_T where the power ᾱ_T belongs.",
         ),
     ]

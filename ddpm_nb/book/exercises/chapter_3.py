@@ -19,19 +19,37 @@ from ddpm_nb.schedule import NoiseSchedule
 # 3.1: the state between two known states
 
 
-def _bridge(x_r: Tensor, x_t: Tensor, alpha_bar_r: Tensor, alpha_bar_s: Tensor, alpha_bar_t: Tensor) -> Any:
+def _bridge(
+    x_r: Tensor,
+    x_t: Tensor,
+    alpha_bar_r: Tensor,
+    alpha_bar_s: Tensor,
+    alpha_bar_t: Tensor,
+) -> Any:
     """Condition the joint Gaussian of (x_s, x_t) given x_r on x_t."""
     factor = (alpha_bar_t / alpha_bar_s).sqrt()
     var_s, var_t = 1 - alpha_bar_s / alpha_bar_r, 1 - alpha_bar_t / alpha_bar_r
-    cov = torch.stack([var_s, factor * var_s, factor * var_s, var_t]).reshape(2, 2)
+    cov = torch.stack([var_s, factor * var_s, factor * var_s, var_t]).reshape(
+        2, 2
+    )
     center = (alpha_bar_s / alpha_bar_r).sqrt() * x_r
-    mean, var = conditional(torch.stack([center, factor * center]), cov, [1], x_t[None])
+    mean, var = conditional(
+        torch.stack([center, factor * center]), cov, [1], x_t[None]
+    )
     return mean[0], var[0, 0]
 
 
 def _exercise_3_1(answer: Any) -> None:
-    def case(x_r: float, x_t: float, r: float, s: float, t: float) -> dict[str, Tensor]:
-        values = {"x_r": x_r, "x_t": x_t, "alpha_bar_r": r, "alpha_bar_s": s, "alpha_bar_t": t}
+    def case(
+        x_r: float, x_t: float, r: float, s: float, t: float
+    ) -> dict[str, Tensor]:
+        values = {
+            "x_r": x_r,
+            "x_t": x_t,
+            "alpha_bar_r": r,
+            "alpha_bar_s": s,
+            "alpha_bar_t": t,
+        }
         return {name: f64(value) for name, value in values.items()}
 
     cases = [
@@ -42,8 +60,18 @@ def _exercise_3_1(answer: Any) -> None:
         case(1.5, -1.0, 0.7, 0.7, 0.3),
     ]
 
-    def slip(change: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor], message: str, output: int = 0) -> Slip:
-        def made(x_r: Tensor, x_t: Tensor, alpha_bar_r: Tensor, alpha_bar_s: Tensor, alpha_bar_t: Tensor) -> Tensor:
+    def slip(
+        change: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
+        message: str,
+        output: int = 0,
+    ) -> Slip:
+        def made(
+            x_r: Tensor,
+            x_t: Tensor,
+            alpha_bar_r: Tensor,
+            alpha_bar_s: Tensor,
+            alpha_bar_t: Tensor,
+        ) -> Tensor:
             return change(x_r, x_t, alpha_bar_r, alpha_bar_s, alpha_bar_t)
 
         return Slip(made, message, output)
@@ -97,14 +125,22 @@ def _exercise_3_1(answer: Any) -> None:
 # 3.2: weights that keep the marginals, for any variance of the step back
 
 
-def _weights(var: Tensor, alpha_bar_s: Tensor, alpha_bar_t: Tensor) -> tuple[Tensor, Tensor]:
+def _weights(
+    var: Tensor, alpha_bar_s: Tensor, alpha_bar_t: Tensor
+) -> tuple[Tensor, Tensor]:
     on_x_t = ((1 - alpha_bar_s - var).clamp(min=0) / (1 - alpha_bar_t)).sqrt()
     return alpha_bar_s.sqrt() - on_x_t * alpha_bar_t.sqrt(), on_x_t
 
 
 def _exercise_3_2(answer: Any) -> None:
-    def case(var: float, alpha_bar_s: float, alpha_bar_t: float) -> dict[str, Tensor]:
-        return {"var": f64(var), "alpha_bar_s": f64(alpha_bar_s), "alpha_bar_t": f64(alpha_bar_t)}
+    def case(
+        var: float, alpha_bar_s: float, alpha_bar_t: float
+    ) -> dict[str, Tensor]:
+        return {
+            "var": f64(var),
+            "alpha_bar_s": f64(alpha_bar_s),
+            "alpha_bar_t": f64(alpha_bar_t),
+        }
 
     posterior = (1 - 0.6) / (1 - 0.3) * (1 - 0.3 / 0.6)
     cases = [
@@ -116,11 +152,18 @@ def _exercise_3_2(answer: Any) -> None:
         case(0.0, 1.0, 0.5),
     ]
 
-    def slip(wrong: Callable[[Tensor, Tensor, Tensor], Tensor], message: str) -> Slip:
+    def slip(
+        wrong: Callable[[Tensor, Tensor, Tensor], Tensor], message: str
+    ) -> Slip:
         """A slip in the weight on x_t, recognized by the weight on x_0 that follows from it."""
 
-        def on_x_0(var: Tensor, alpha_bar_s: Tensor, alpha_bar_t: Tensor) -> Tensor:
-            return alpha_bar_s.sqrt() - wrong(var, alpha_bar_s, alpha_bar_t) * alpha_bar_t.sqrt()
+        def on_x_0(
+            var: Tensor, alpha_bar_s: Tensor, alpha_bar_t: Tensor
+        ) -> Tensor:
+            return (
+                alpha_bar_s.sqrt()
+                - wrong(var, alpha_bar_s, alpha_bar_t) * alpha_bar_t.sqrt()
+            )
 
         return Slip(on_x_0, message)
 
@@ -131,7 +174,9 @@ def _exercise_3_2(answer: Any) -> None:
         ),
         Slip(
             lambda var, alpha_bar_s, alpha_bar_t: (
-                alpha_bar_s.sqrt() + _weights(var, alpha_bar_s, alpha_bar_t)[1] * alpha_bar_t.sqrt()
+                alpha_bar_s.sqrt()
+                + _weights(var, alpha_bar_s, alpha_bar_t)[1]
+                * alpha_bar_t.sqrt()
             ),
             "A sign: the signal that x_t brings along has to be taken off, not added.",
         ),
@@ -157,11 +202,19 @@ def _exercise_3_2(answer: Any) -> None:
             "Those are the weights of the posterior, whatever the variance. They are right for one variance only.",
         ),
         Slip(
-            lambda var, alpha_bar_s, alpha_bar_t: _weights(var, alpha_bar_s, alpha_bar_t)[1],
+            lambda var, alpha_bar_s, alpha_bar_t: _weights(
+                var, alpha_bar_s, alpha_bar_t
+            )[1],
             "The two weights are exchanged: the weight on x_0 comes first.",
         ),
     ]
-    compare(answer, _weights, cases, slips, outputs=("the weight on x_0", "the weight on x_t"))
+    compare(
+        answer,
+        _weights,
+        cases,
+        slips,
+        outputs=("the weight on x_0", "the weight on x_t"),
+    )
 
 
 # 3.3: the best guess of the clean image, from a list of images
@@ -171,10 +224,23 @@ def _best_guess(x_t: Tensor, points: Tensor, alpha_bar: Tensor) -> Tensor:
     """Average the points in plain Python, with weights relative to the largest."""
     signal, noise = math.sqrt(alpha_bar.item()), 1 - alpha_bar.item()
     rows, state = points.tolist(), x_t.tolist()
-    squares = [math.fsum((a - signal * b) ** 2 for a, b in zip(state, row)) for row in rows]
-    weights = [math.exp((min(squares) - square) / (2 * noise)) for square in squares]
+    squares = [
+        math.fsum((a - signal * b) ** 2 for a, b in zip(state, row))
+        for row in rows
+    ]
+    weights = [
+        math.exp((min(squares) - square) / (2 * noise)) for square in squares
+    ]
     total = math.fsum(weights)
-    return f64([*(math.fsum(w * value for w, value in zip(weights, column)) / total for column in zip(*rows))])
+    return f64(
+        [
+            *(
+                math.fsum(w * value for w, value in zip(weights, column))
+                / total
+                for column in zip(*rows)
+            )
+        ]
+    )
 
 
 def _exercise_3_3(answer: Any) -> None:
@@ -189,20 +255,33 @@ def _exercise_3_3(answer: Any) -> None:
         {"x_t": f64([0.7]), "points": line[:1], "alpha_bar": f64(0.5)},
         {"x_t": f64([2.0]), "points": line, "alpha_bar": f64(0.0)},
     ]
-    early = {"x_t": 0.995 * images[3] + 0.1 * noise, "points": images, "alpha_bar": f64(0.99)}
+    early = {
+        "x_t": 0.995 * images[3] + 0.1 * noise,
+        "points": images,
+        "alpha_bar": f64(0.99),
+    }
 
-    def slip(log_weights: Callable[[Tensor, Tensor, Tensor], Tensor], message: str) -> Slip:
+    def slip(
+        log_weights: Callable[[Tensor, Tensor, Tensor], Tensor], message: str
+    ) -> Slip:
         return Slip(
-            lambda x_t, points, alpha_bar: log_weights(x_t, points, alpha_bar).softmax(0) @ points,
+            lambda x_t, points, alpha_bar: (
+                log_weights(x_t, points, alpha_bar).softmax(0) @ points
+            ),
             message,
         )
 
     def naive(x_t: Tensor, points: Tensor, alpha_bar: Tensor) -> Tensor:
-        weights = (-(x_t - alpha_bar.sqrt() * points).square().sum(1) / (2 * (1 - alpha_bar))).exp()
+        weights = (
+            -(x_t - alpha_bar.sqrt() * points).square().sum(1)
+            / (2 * (1 - alpha_bar))
+        ).exp()
         return (weights / weights.sum()) @ points
 
     def nearest(x_t: Tensor, points: Tensor, alpha_bar: Tensor) -> Tensor:
-        return points[(x_t - alpha_bar.sqrt() * points).square().sum(1).argmin()]
+        return points[
+            (x_t - alpha_bar.sqrt() * points).square().sum(1).argmin()
+        ]
 
     slips = [
         slip(
@@ -214,28 +293,39 @@ def _exercise_3_3(answer: Any) -> None:
             "A factor ½ is missing in the exponent of the density.",
         ),
         slip(
-            lambda x, p, a: -(x - a.sqrt() * p).square().sum(1) / (2 * (1 - a).sqrt()),
+            lambda x, p, a: (
+                -(x - a.sqrt() * p).square().sum(1) / (2 * (1 - a).sqrt())
+            ),
             "You divided by the standard deviation of the noise where its variance belongs.",
         ),
         slip(
-            lambda x, p, a: -(x - a.sqrt() * p).square().sum(1).sqrt() / (2 * (1 - a)),
+            lambda x, p, a: (
+                -(x - a.sqrt() * p).square().sum(1).sqrt() / (2 * (1 - a))
+            ),
             "The exponent holds the squared distance.",
         ),
         slip(
-            lambda x, p, a: -(x - a.sqrt() * p).square().mean(1) / (2 * (1 - a)),
+            lambda x, p, a: (
+                -(x - a.sqrt() * p).square().mean(1) / (2 * (1 - a))
+            ),
             "You averaged over the coordinates; their log densities add up.",
         ),
         slip(
             lambda x, p, a: -(x / a.sqrt() - p).square().sum(1) / (2 * (1 - a)),
             "You divided x_t by its signal weight; its noise has then another variance.",
         ),
-        Slip(nearest, "You chose the nearest point; the expectation weighs all of them."),
+        Slip(
+            nearest,
+            "You chose the nearest point; the expectation weighs all of them.",
+        ),
         Slip(
             lambda x_t, points, alpha_bar: points.mean(0),
             "Your guess ignores x_t: it is the mean of the data.",
         ),
         Slip(
-            lambda x_t, points, alpha_bar: alpha_bar.sqrt() * _best_guess(x_t, points, alpha_bar),
+            lambda x_t, points, alpha_bar: (
+                alpha_bar.sqrt() * _best_guess(x_t, points, alpha_bar)
+            ),
             "That is the expected centre of x_t. The clean image was asked for.",
         ),
     ]
@@ -246,7 +336,9 @@ def _exercise_3_3(answer: Any) -> None:
         "if all weights are multiplied by the same large number?",
     )
     far = {"x_t": f64([9.0]), "points": line, "alpha_bar": f64(0.99)}
-    compare(answer, _best_guess, [early, far], [underflow], outputs=("the guess",))
+    compare(
+        answer, _best_guess, [early, far], [underflow], outputs=("the guess",)
+    )
 
 
 # 3.4: what the choice of the variance costs
@@ -256,9 +348,20 @@ def _terms(v: float, betas: Tensor) -> tuple[Gaussian, Gaussian, Gaussian]:
     """The exact law of the step back for t = 2..T, seen from x_t = 0, and the two models with its mean."""
     schedule = NoiseSchedule.from_betas(betas)
     t = torch.arange(2, schedule.T + 1)
-    before = Gaussian(torch.zeros(len(t), dtype=torch.float64), 1 - schedule.alpha_bar(t - 1) * (1 - v))
-    exact = observe(before, schedule.alpha(t).sqrt(), schedule.beta(t), torch.zeros(len(t), dtype=torch.float64))
-    forward, posterior = schedule.beta(t), posterior_var(*schedule.levels(t - 1, t))
+    before = Gaussian(
+        torch.zeros(len(t), dtype=torch.float64),
+        1 - schedule.alpha_bar(t - 1) * (1 - v),
+    )
+    exact = observe(
+        before,
+        schedule.alpha(t).sqrt(),
+        schedule.beta(t),
+        torch.zeros(len(t), dtype=torch.float64),
+    )
+    forward, posterior = (
+        schedule.beta(t),
+        posterior_var(*schedule.levels(t - 1, t)),
+    )
     return exact, Gaussian(exact.mean, forward), Gaussian(exact.mean, posterior)
 
 
@@ -286,7 +389,12 @@ def _exercise_3_4(answer: Any) -> None:
     def slip(cost: Callable[[Tensor], Tensor], message: str) -> list[Slip]:
         """The same slip in both outputs, as a function of the ratios of the exact variance to the model's."""
         return [
-            Slip(lambda v, betas, output=output: cost(ratios(v, betas, output)), message, output) for output in (0, 1)
+            Slip(
+                lambda v, betas, output=output: cost(ratios(v, betas, output)),
+                message,
+                output,
+            )
+            for output in (0, 1)
         ]
 
     def kl(r: Tensor) -> Tensor:
@@ -294,14 +402,26 @@ def _exercise_3_4(answer: Any) -> None:
 
     slips = [
         *slip(
-            lambda r: kl(1 / r).sum(), "The other direction: the expectation is over the exact law, not over the model."
+            lambda r: kl(1 / r).sum(),
+            "The other direction: the expectation is over the exact law, not over the model.",
         ),
         *slip(lambda r: 2 * kl(r).sum(), "A factor ½ is missing."),
-        *slip(lambda r: kl(r).mean(), "You averaged over the steps; their divergences add up along the chain."),
-        *slip(lambda r: kl(r.sqrt()).sum(), "You compared standard deviations; the divergence takes variances."),
-        *slip(lambda r: (0.5 * r.log()).sum().abs(), "That is the difference of the entropies only."),
+        *slip(
+            lambda r: kl(r).mean(),
+            "You averaged over the steps; their divergences add up along the chain.",
+        ),
+        *slip(
+            lambda r: kl(r.sqrt()).sum(),
+            "You compared standard deviations; the divergence takes variances.",
+        ),
+        *slip(
+            lambda r: (0.5 * r.log()).sum().abs(),
+            "That is the difference of the entropies only.",
+        ),
         Slip(
-            lambda v, betas: _price(v, betas)[0] + kl(v / (v + betas[0] - betas[0] * v)),
+            lambda v, betas: (
+                _price(v, betas)[0] + kl(v / (v + betas[0] - betas[0] * v))
+            ),
             "You included t = 1, which is the decoder's step: there the posterior has variance 0.",
         ),
         Slip(

@@ -19,13 +19,29 @@ from ddpm_nb.schedule import NoiseSchedule
 # 4.1: the bound's weight on the error of any target, for a stride from t to s
 
 
-def _target_weight(alpha_bar_s: Tensor, alpha_bar_t: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def _target_weight(
+    alpha_bar_s: Tensor, alpha_bar_t: Tensor, a: Tensor, b: Tensor
+) -> Tensor:
     """The divergence itself, at x_t = 0, for a target that is 0 and an answer that is 1."""
-    q = GaussianDiffusion(NoiseSchedule(torch.stack([alpha_bar_s.new_zeros(()), alpha_bar_s.log(), alpha_bar_t.log()])))
-    system = torch.stack([alpha_bar_t.sqrt(), (1 - alpha_bar_t).sqrt(), a, b]).reshape(2, 2)
+    q = GaussianDiffusion(
+        NoiseSchedule(
+            torch.stack(
+                [
+                    alpha_bar_s.new_zeros(()),
+                    alpha_bar_s.log(),
+                    alpha_bar_t.log(),
+                ]
+            )
+        )
+    )
+    system = torch.stack(
+        [alpha_bar_t.sqrt(), (1 - alpha_bar_t).sqrt(), a, b]
+    ).reshape(2, 2)
     x_0_hat, _ = torch.linalg.solve(system, f64([0.0, 1.0]))
     zero = f64([[0.0]])
-    right, wrong = (q.posterior(x_0, zero, 1, 2) for x_0 in (zero, x_0_hat.reshape(1, 1)))
+    right, wrong = (
+        q.posterior(x_0, zero, 1, 2) for x_0 in (zero, x_0_hat.reshape(1, 1))
+    )
     return right.kl(Gaussian(wrong.mean, right.var))[0]
 
 
@@ -39,7 +55,12 @@ def _exercise_4_1(answer: Any) -> None:
         lambda t: (-1.0, 1.0),
     ]
     cases = [
-        dict(zip(("alpha_bar_s", "alpha_bar_t", "a", "b"), map(f64, (s, t, *target(t)))))
+        dict(
+            zip(
+                ("alpha_bar_s", "alpha_bar_t", "a", "b"),
+                map(f64, (s, t, *target(t))),
+            )
+        )
         for target in targets
         for s, t in levels
     ]
@@ -47,11 +68,19 @@ def _exercise_4_1(answer: Any) -> None:
     def drop(s: Tensor, t: Tensor) -> Tensor:
         return s / (1 - s) - t / (1 - t)
 
-    def slip(change: Callable[[Tensor, Tensor, Tensor], Tensor], message: str) -> Slip:
+    def slip(
+        change: Callable[[Tensor, Tensor, Tensor], Tensor], message: str
+    ) -> Slip:
         """A slip in the weight as a function of the two levels and of the determinant at t."""
 
-        def made(alpha_bar_s: Tensor, alpha_bar_t: Tensor, a: Tensor, b: Tensor) -> Tensor:
-            return change(alpha_bar_s, alpha_bar_t, b * alpha_bar_t.sqrt() - a * (1 - alpha_bar_t).sqrt())
+        def made(
+            alpha_bar_s: Tensor, alpha_bar_t: Tensor, a: Tensor, b: Tensor
+        ) -> Tensor:
+            return change(
+                alpha_bar_s,
+                alpha_bar_t,
+                b * alpha_bar_t.sqrt() - a * (1 - alpha_bar_t).sqrt(),
+            )
 
         return Slip(made, message)
 
@@ -68,7 +97,10 @@ def _exercise_4_1(answer: Any) -> None:
             lambda s, t, D: drop(s, t) / 2 * D**2 / (1 - t),
             "The magnification is upside down: it takes an error of the target to an error of x̂_0, not back.",
         ),
-        slip(lambda s, t, D: drop(s, t) * (1 - t) / D**2, "A factor ½ is missing."),
+        slip(
+            lambda s, t, D: drop(s, t) * (1 - t) / D**2,
+            "A factor ½ is missing.",
+        ),
         slip(
             lambda s, t, D: drop(s, t) / 2 * t / D**2,
             "That is how an error reaches ε̂. The drop of the signal-to-noise ratio is the weight on the clean state.",
@@ -78,7 +110,12 @@ def _exercise_4_1(answer: Any) -> None:
             "A weight below zero would reward errors: which of the two signal-to-noise ratios is the larger?",
         ),
         slip(
-            lambda s, t, D: ((s / (1 - s)).sqrt() - (t / (1 - t)).sqrt()) / 2 * (1 - t) / D**2,
+            lambda s, t, D: (
+                ((s / (1 - s)).sqrt() - (t / (1 - t)).sqrt())
+                / 2
+                * (1 - t)
+                / D**2
+            ),
             "A signal-to-noise ratio is a ratio of powers, not of amplitudes.",
         ),
         slip(
@@ -96,7 +133,10 @@ def _drawn_steps(mean: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """By pairs: of two steps the optimum puts √second on each; Lagrange's identity for what is left."""
     size = second.sqrt()
     shares = torch.stack([size[i] / size.sum() for i in range(len(size))])
-    cross = sum((2 * size[i] * size[j] for i in range(len(size)) for j in range(i)), start=second.sum())
+    cross = sum(
+        (2 * size[i] * size[j] for i in range(len(size)) for j in range(i)),
+        start=second.sum(),
+    )
     return shares, cross - mean.sum() ** 2
 
 
@@ -157,17 +197,27 @@ def _exercise_4_2(answer: Any) -> None:
             output=1,
         ),
         Slip(
-            lambda mean, second: (second.sqrt().sum() ** 2 - mean.sum() ** 2).clamp(min=0).sqrt(),
+            lambda mean, second: (
+                (second.sqrt().sum() ** 2 - mean.sum() ** 2).clamp(min=0).sqrt()
+            ),
             "That is the standard deviation; the variance was asked for.",
             output=1,
         ),
         Slip(
-            lambda mean, second: (second / share(second.sqrt())).sum() - mean.sum() ** 2,
+            lambda mean, second: (
+                (second / share(second.sqrt())).sum() - mean.sum() ** 2
+            ),
             "Right where all steps contribute. One that is always zero is never drawn: 0/0. Simplify before computing.",
             output=1,
         ),
     ]
-    compare(answer, _drawn_steps, cases, slips, outputs=("the probability", "the variance"))
+    compare(
+        answer,
+        _drawn_steps,
+        cases,
+        slips,
+        outputs=("the probability", "the variance"),
+    )
 
 
 # 4.3: the floor of the simple loss for Gaussian data with correlated coordinates
@@ -184,10 +234,19 @@ def _exercise_4_3(answer: Any) -> None:
     thin = normal(5, 2, seed=3)
     cases = [
         {"cov": cov, "alpha_bar": f64(alpha_bar)}
-        for cov in (f64([[1.0, 0.9], [0.9, 1.0]]), f64([[0.3]]), root @ root.mT, thin @ thin.mT, torch.zeros(3, 3))
+        for cov in (
+            f64([[1.0, 0.9], [0.9, 1.0]]),
+            f64([[0.3]]),
+            root @ root.mT,
+            thin @ thin.mT,
+            torch.zeros(3, 3),
+        )
         for alpha_bar in (0.999, 0.6, 0.01)
     ]
-    cases = [{"cov": case["cov"].double(), "alpha_bar": case["alpha_bar"]} for case in cases]
+    cases = [
+        {"cov": case["cov"].double(), "alpha_bar": case["alpha_bar"]}
+        for case in cases
+    ]
 
     def floor(cov: Tensor, alpha_bar: Tensor) -> Tensor:
         return _gaussian_floor(cov, alpha_bar)
@@ -198,11 +257,15 @@ def _exercise_4_3(answer: Any) -> None:
             "You took the coordinates as independent. A neighbour that is correlated tells something about the noise.",
         ),
         Slip(
-            lambda cov, alpha_bar: floor(torch.eye(len(cov)).double() * cov.diagonal().mean(), alpha_bar),
+            lambda cov, alpha_bar: floor(
+                torch.eye(len(cov)).double() * cov.diagonal().mean(), alpha_bar
+            ),
             "You put the average variance everywhere; the floor is not linear in the variances.",
         ),
         Slip(
-            lambda cov, alpha_bar: floor(cov, alpha_bar) * (1 - alpha_bar) / alpha_bar,
+            lambda cov, alpha_bar: (
+                floor(cov, alpha_bar) * (1 - alpha_bar) / alpha_bar
+            ),
             "That is the smallest error of x̂_0; the loss on the noise was asked for.",
         ),
         Slip(
@@ -215,7 +278,11 @@ def _exercise_4_3(answer: Any) -> None:
         ),
         Slip(
             lambda cov, alpha_bar: (
-                len(cov) - torch.linalg.inv(alpha_bar * cov + (1 - alpha_bar) * torch.eye(len(cov)).double()).trace()
+                len(cov)
+                - torch.linalg.inv(
+                    alpha_bar * cov
+                    + (1 - alpha_bar) * torch.eye(len(cov)).double()
+                ).trace()
             ),
             "The size of the score is not that of the noise: a power of the noise level lies between them.",
         ),
@@ -228,17 +295,28 @@ def _exercise_4_3(answer: Any) -> None:
             "You squared the principal variances: a covariance has variances on its axes, not standard deviations.",
         ),
         Slip(
-            lambda cov, alpha_bar: (alpha_bar * cov / (alpha_bar * cov + 1 - alpha_bar)).sum(),
+            lambda cov, alpha_bar: (
+                alpha_bar * cov / (alpha_bar * cov + 1 - alpha_bar)
+            ).sum(),
             "You divided entry by entry; the quotient of two matrices is a product with an inverse.",
         ),
     ]
-    compare(answer, _gaussian_floor, cases, slips, outputs=("the floor",), floor=1e-11)
+    compare(
+        answer,
+        _gaussian_floor,
+        cases,
+        slips,
+        outputs=("the floor",),
+        floor=1e-11,
+    )
 
 
 # 4.4: from the log density of scaled, dequantized images to bits per dimension
 
 
-def _level_bits(log_density: Tensor, d: int, levels: int, low: float, high: float) -> Tensor:
+def _level_bits(
+    log_density: Tensor, d: int, levels: int, low: float, high: float
+) -> Tensor:
     """What no model costs, less what the model gains over the flat density."""
     gain = log_density + d * math.log(high - low)
     return math.log2(levels) - gain / (d * math.log(2))
@@ -246,19 +324,53 @@ def _level_bits(log_density: Tensor, d: int, levels: int, low: float, high: floa
 
 def _exercise_4_4(answer: Any) -> None:
     cases = [
-        {"log_density": f64(9000.0), "d": 3072, "levels": 256, "low": -1.0, "high": 1.0},
-        {"log_density": f64(9000.0), "d": 3072, "levels": 256, "low": 0.0, "high": 1.0},
-        {"log_density": f64(-20.0), "d": 64, "levels": 17, "low": -1.0, "high": 1.0},
+        {
+            "log_density": f64(9000.0),
+            "d": 3072,
+            "levels": 256,
+            "low": -1.0,
+            "high": 1.0,
+        },
+        {
+            "log_density": f64(9000.0),
+            "d": 3072,
+            "levels": 256,
+            "low": 0.0,
+            "high": 1.0,
+        },
+        {
+            "log_density": f64(-20.0),
+            "d": 64,
+            "levels": 17,
+            "low": -1.0,
+            "high": 1.0,
+        },
         {"log_density": f64(0.0), "d": 1, "levels": 2, "low": 0.0, "high": 1.0},
-        {"log_density": f64(-3.0), "d": 5, "levels": 256, "low": 0.0, "high": 256.0},
-        {"log_density": f64(1.0), "d": 2, "levels": 4, "low": -0.5, "high": 3.0},
+        {
+            "log_density": f64(-3.0),
+            "d": 5,
+            "levels": 256,
+            "low": 0.0,
+            "high": 256.0,
+        },
+        {
+            "log_density": f64(1.0),
+            "d": 2,
+            "levels": 4,
+            "low": -0.5,
+            "high": 3.0,
+        },
     ]
 
     def slip(offset: Callable[[int, int, float], float], message: str) -> Slip:
         """A slip in the constant, as a function of d, the number of levels and the width of the range."""
 
-        def made(log_density: Tensor, d: int, levels: int, low: float, high: float) -> Tensor:
-            return -log_density / (d * math.log(2)) + offset(d, levels, high - low)
+        def made(
+            log_density: Tensor, d: int, levels: int, low: float, high: float
+        ) -> Tensor:
+            return -log_density / (d * math.log(2)) + offset(
+                d, levels, high - low
+            )
 
         return Slip(made, message)
 
@@ -281,16 +393,25 @@ def _exercise_4_4(answer: Any) -> None:
             "The volume of a cell in d dimensions is a power: every coordinate pays for its own width.",
         ),
         slip(lambda d, n, w: math.log(n / w), "The constant is in nats."),
-        slip(lambda d, n, w: 7.0, "Seven is right for 256 levels between -1 and 1 only."),
-        slip(lambda d, n, w: math.log2(n), "You left out the range: the cells are 1/n of its width, not 1/n."),
+        slip(
+            lambda d, n, w: 7.0,
+            "Seven is right for 256 levels between -1 and 1 only.",
+        ),
+        slip(
+            lambda d, n, w: math.log2(n),
+            "You left out the range: the cells are 1/n of its width, not 1/n.",
+        ),
         Slip(
             lambda log_density, d, levels, low, high: (
-                log_density / (d * math.log(2)) + math.log2(levels / (high - low))
+                log_density / (d * math.log(2))
+                + math.log2(levels / (high - low))
             ),
             "A higher density is a shorter code.",
         ),
         Slip(
-            lambda log_density, d, levels, low, high: -log_density / d + math.log2(levels / (high - low)),
+            lambda log_density, d, levels, low, high: (
+                -log_density / d + math.log2(levels / (high - low))
+            ),
             "The log density is in nats.",
         ),
     ]

@@ -32,18 +32,43 @@ def _exercise_5_1(answer: Any) -> None:
     outputs = ("σ", "its derivative")
     cases = [
         {"rate": f64(rate), "log_alpha_bar": f64(value)}
-        for rate, value in ((5.0, -0.7), (20.0, -10.05), (0.1, -0.001), (999.0, -20.0))
+        for rate, value in (
+            (5.0, -0.7),
+            (20.0, -10.05),
+            (0.1, -0.001),
+            (999.0, -20.0),
+        )
     ]
 
-    def slip(change: Callable[[Tensor, Tensor], Tensor], message: str, output: int = 0) -> Slip:
+    def slip(
+        change: Callable[[Tensor, Tensor], Tensor],
+        message: str,
+        output: int = 0,
+    ) -> Slip:
         """A slip as a function of the rate and ᾱ."""
-        return Slip(lambda rate, log_alpha_bar: change(rate, log_alpha_bar.exp()), message, output)
+        return Slip(
+            lambda rate, log_alpha_bar: change(rate, log_alpha_bar.exp()),
+            message,
+            output,
+        )
 
     slips = [
-        slip(lambda r, a: (1 - a).sqrt(), "That is the noise of X. Y is X divided by √ᾱ, and its noise with it."),
-        slip(lambda r, a: (1 - a) / a, "That is the variance; σ is a standard deviation."),
-        slip(lambda r, a: (a / (1 - a)).sqrt(), "Upside down: σ is small where the signal is strong."),
-        slip(lambda r, a: a.rsqrt(), "At u = 0 there is no noise, so σ must start at 0."),
+        slip(
+            lambda r, a: (1 - a).sqrt(),
+            "That is the noise of X. Y is X divided by √ᾱ, and its noise with it.",
+        ),
+        slip(
+            lambda r, a: (1 - a) / a,
+            "That is the variance; σ is a standard deviation.",
+        ),
+        slip(
+            lambda r, a: (a / (1 - a)).sqrt(),
+            "Upside down: σ is small where the signal is strong.",
+        ),
+        slip(
+            lambda r, a: a.rsqrt(),
+            "At u = 0 there is no noise, so σ must start at 0.",
+        ),
         slip(
             lambda r, a: r / a / (1 / a - 1).sqrt(),
             "The factor of two of the published code: differentiate σ² by the chain rule.",
@@ -54,7 +79,11 @@ def _exercise_5_1(answer: Any) -> None:
             "A factor of two is missing in the other direction: differentiate σ² by the chain rule.",
             output=1,
         ),
-        slip(lambda r, a: r / a, "That is the derivative of σ², not of σ.", output=1),
+        slip(
+            lambda r, a: r / a,
+            "That is the derivative of σ², not of σ.",
+            output=1,
+        ),
         slip(
             lambda r, a: (r / a).sqrt(),
             "That is the diffusion of Y, the root of the derivative of σ². It is not the derivative of σ.",
@@ -79,7 +108,11 @@ def _exercise_5_1(answer: Any) -> None:
     compare(answer, _noise_level, cases, slips, outputs=outputs)
 
     early: dict[str, Any] = {"rate": f64(0.1), "log_alpha_bar": f64(-1e-12)}
-    for found, expected, name in zip(call(answer, early, outputs), call(_noise_level, early, outputs), outputs):
+    for found, expected, name in zip(
+        call(answer, early, outputs),
+        call(_noise_level, early, outputs),
+        outputs,
+    ):
         error = abs(found.item() / expected.item() - 1)
         if not error < 1e-9:  # in this form also for nan
             raise NotYet(
@@ -91,9 +124,15 @@ def _exercise_5_1(answer: Any) -> None:
 # 5.2: the score of the variance-exploding form from that of the variance-preserving one
 
 
-def _mixture_score(data: GaussianMixture, x: Tensor, signal: float, noise_var: float) -> Tensor:
+def _mixture_score(
+    data: GaussianMixture, x: Tensor, signal: float, noise_var: float
+) -> Tensor:
     """∇ log of the density of signal · X_0 + √noise_var · z, by automatic differentiation."""
-    law = GaussianMixture(data.weights, signal * data.means, signal**2 * data.variances + noise_var)
+    law = GaussianMixture(
+        data.weights,
+        signal * data.means,
+        signal**2 * data.variances + noise_var,
+    )
     with torch.enable_grad():
         at = x.detach().double().requires_grad_()
         (slope,) = torch.autograd.grad(law.log_prob(at).sum(), at)
@@ -124,18 +163,36 @@ def _exploding_score(score: _Score, y: Tensor, sigma: Tensor) -> Tensor:
 
 def _exercise_5_2(answer: Any) -> None:
     one = _Score(GaussianMixture(f64([1.0]), f64([[0.4]]), f64([0.3])))
-    two = _Score(GaussianMixture(f64([0.35, 0.65]), f64([[-1.0], [0.8]]), f64([0.04, 0.09])))
-    plane = _Score(GaussianMixture(f64([0.5, 0.5]), f64([[1.0, 0.0], [0.0, -1.0]]), f64([[0.2, 0.1], [0.3, 1.0]])))
-    line, points = f64([[-2.0], [-0.3], [0.0], [0.7], [5.0]]), f64([[0.1, 0.2], [-3.0, 4.0]])
+    two = _Score(
+        GaussianMixture(
+            f64([0.35, 0.65]), f64([[-1.0], [0.8]]), f64([0.04, 0.09])
+        )
+    )
+    plane = _Score(
+        GaussianMixture(
+            f64([0.5, 0.5]),
+            f64([[1.0, 0.0], [0.0, -1.0]]),
+            f64([[0.2, 0.1], [0.3, 1.0]]),
+        )
+    )
+    line, points = (
+        f64([[-2.0], [-0.3], [0.0], [0.7], [5.0]]),
+        f64([[0.1, 0.2], [-3.0, 4.0]]),
+    )
     cases = [
         {"score": score, "y": y, "sigma": f64(sigma)}
         for score, y in ((one, line), (two, line), (plane, points))
         for sigma in (0.3, 1.0, 8.0)
     ]
 
-    def slip(change: Callable[[_Score, Tensor, Tensor], Tensor], message: str) -> Slip:
+    def slip(
+        change: Callable[[_Score, Tensor, Tensor], Tensor], message: str
+    ) -> Slip:
         """A slip as a function of the score, y and ᾱ."""
-        return Slip(lambda score, y, sigma: change(score, y, 1 / (1 + sigma**2)), message)
+        return Slip(
+            lambda score, y, sigma: change(score, y, 1 / (1 + sigma**2)),
+            message,
+        )
 
     slips = [
         slip(
@@ -151,7 +208,10 @@ def _exercise_5_2(answer: Any) -> None:
             lambda score, y, a: a.sqrt() * score(y, a),
             "The score of X has to be asked at x, which is not y.",
         ),
-        slip(lambda score, y, a: score(y, a), "X and Y are different variables: which x belongs to this y?"),
+        slip(
+            lambda score, y, a: score(y, a),
+            "X and Y are different variables: which x belongs to this y?",
+        ),
         slip(
             lambda score, y, a: a.sqrt() * score(y / a.sqrt(), a),
             "Y = X/√ᾱ: the x that belongs to y is smaller than y, not larger.",
@@ -162,12 +222,16 @@ def _exercise_5_2(answer: Any) -> None:
         ),
         Slip(
             lambda score, y, sigma: (
-                (1 + sigma**2) ** -0.25 * score((1 + sigma**2) ** -0.25 * y, (1 + sigma**2) ** -0.5)
+                (1 + sigma**2) ** -0.25
+                * score((1 + sigma**2) ** -0.25 * y, (1 + sigma**2) ** -0.5)
             ),
             "You took √ᾱ for ᾱ: σ² = (1 − ᾱ)/ᾱ is a ratio of variances.",
         ),
         Slip(
-            lambda score, y, sigma: (1 + sigma) ** -0.5 * score((1 + sigma) ** -0.5 * y, 1 / (1 + sigma)),
+            lambda score, y, sigma: (
+                (1 + sigma) ** -0.5
+                * score((1 + sigma) ** -0.5 * y, 1 / (1 + sigma))
+            ),
             "σ is a standard deviation: the ratio of noise to signal in ᾱ is one of variances.",
         ),
     ]
@@ -191,7 +255,15 @@ def _settled_variance(b: Tensor, noise: Tensor) -> Tensor:
 def _exercise_5_3(answer: Any) -> None:
     cases = [
         {"b": f64(b), "noise": f64(noise)}
-        for b, noise in ((0.01, 1.0), (0.5, 1.0), (3.0, 1.0), (0.5, 2.0), (8.0, 0.5), (0.3, 0.0), (2.0, 0.7))
+        for b, noise in (
+            (0.01, 1.0),
+            (0.5, 1.0),
+            (3.0, 1.0),
+            (0.5, 2.0),
+            (8.0, 0.5),
+            (0.3, 0.0),
+            (2.0, 0.7),
+        )
     ]
 
     def fixed(shrink: Tensor, added: Tensor) -> Tensor:
@@ -253,32 +325,58 @@ def _exercise_5_3(answer: Any) -> None:
 # 5.4: what a path of the reverse family remembers
 
 
-def _remembered(alpha_bar_s: Tensor, alpha_bar_u: Tensor, var: Tensor, noise: Tensor) -> Tensor:
+def _remembered(
+    alpha_bar_s: Tensor, alpha_bar_u: Tensor, var: Tensor, noise: Tensor
+) -> Tensor:
     """Integrate the reverse drift, linear for Gaussian data, in −log ᾱ by Gauss–Legendre quadrature."""
-    nodes, weights = (torch.from_numpy(value) for value in np.polynomial.legendre.leggauss(80))
+    nodes, weights = (
+        torch.from_numpy(value) for value in np.polynomial.legendre.leggauss(80)
+    )
     early, late = -alpha_bar_s.log(), -alpha_bar_u.log()
     at = early + (late - early) * (1 + nodes) / 2
 
     def variance(lost: Tensor) -> Tensor:
         return 1 + (var - 1) * (-lost).exp()
 
-    growth = (weights * (0.5 - 0.5 * (1 + noise**2) / variance(at))).sum() * (late - early) / 2
+    growth = (
+        (weights * (0.5 - 0.5 * (1 + noise**2) / variance(at))).sum()
+        * (late - early)
+        / 2
+    )
     return growth.exp() * (variance(late) / variance(early)).sqrt()
 
 
 def _exercise_5_4(answer: Any) -> None:
     levels = [(0.9, 0.3), (0.5, 0.02), (1.0, 0.4)]
     cases = [
-        dict(zip(("alpha_bar_s", "alpha_bar_u", "var", "noise"), map(f64, (s, u, var, noise))))
+        dict(
+            zip(
+                ("alpha_bar_s", "alpha_bar_u", "var", "noise"),
+                map(f64, (s, u, var, noise)),
+            )
+        )
         for s, u in levels
-        for var, noise in ((1.0, 1.0), (0.3, 1.0), (4.0, 2.0), (0.3, 0.5), (4.0, 0.0))
+        for var, noise in (
+            (1.0, 1.0),
+            (0.3, 1.0),
+            (4.0, 2.0),
+            (0.3, 0.5),
+            (4.0, 0.0),
+        )
     ]
 
-    def slip(change: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor], message: str) -> Slip:
+    def slip(
+        change: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
+        message: str,
+    ) -> Slip:
         """A slip as a function of the forward correlation, the noise factor, ᾱ_u/ᾱ_s and the variances at s and u."""
 
-        def made(alpha_bar_s: Tensor, alpha_bar_u: Tensor, var: Tensor, noise: Tensor) -> Tensor:
-            v_s, v_u = (1 + (var - 1) * level for level in (alpha_bar_s, alpha_bar_u))
+        def made(
+            alpha_bar_s: Tensor, alpha_bar_u: Tensor, var: Tensor, noise: Tensor
+        ) -> Tensor:
+            v_s, v_u = (
+                1 + (var - 1) * level for level in (alpha_bar_s, alpha_bar_u)
+            )
             ratio = alpha_bar_u / alpha_bar_s
             return change((ratio * v_s / v_u).sqrt(), noise, ratio, v_s, v_u)
 
@@ -330,7 +428,10 @@ def _probe_variances(J: Tensor) -> tuple[Tensor, Tensor]:
     signs = torch.cartesian_prod(*[f64([-1.0, 1.0])] * d).reshape(-1, d)
     values = torch.einsum("ni,ij,nj->n", signs, J, signs)
     pairs = torch.eye(d, dtype=torch.float64)
-    fourth = sum(torch.einsum(rule, pairs, pairs) for rule in ("ij,kl->ijkl", "ik,jl->ijkl", "il,jk->ijkl"))  # Isserlis
+    fourth = sum(
+        torch.einsum(rule, pairs, pairs)
+        for rule in ("ij,kl->ijkl", "ik,jl->ijkl", "il,jk->ijkl")
+    )  # Isserlis
     normal = torch.einsum("ij,kl,ijkl->", J, J, fourth) - J.trace() ** 2
     return values.var(correction=0), normal
 
@@ -341,7 +442,12 @@ def _exercise_5_5(answer: Any) -> None:
         [[1.5]],
         [[1.0, 0.7], [0.7, -2.0]],
         [[0.5, 2.0, -0.3], [0.1, 1.0, 0.8], [-0.6, 0.2, 3.0]],
-        [[0.0, 1.0, 0.0, 2.0], [-1.0, 0.0, 0.4, 0.0], [0.3, 0.0, 0.0, -0.5], [0.0, 1.2, 0.0, 0.0]],
+        [
+            [0.0, 1.0, 0.0, 2.0],
+            [-1.0, 0.0, 0.4, 0.0],
+            [0.3, 0.0, 0.0, -0.5],
+            [0.0, 1.2, 0.0, 0.0],
+        ],
     ]
     cases = [{"J": f64(matrix)} for matrix in matrices]
 
@@ -354,9 +460,13 @@ def _exercise_5_5(answer: Any) -> None:
 
     slips = [
         Slip(
-            lambda J: 2 * (J.square().sum() - diagonal(J)), "Right for a symmetric matrix. Take the general one apart."
+            lambda J: 2 * (J.square().sum() - diagonal(J)),
+            "Right for a symmetric matrix. Take the general one apart.",
         ),
-        Slip(lambda J: 2 * both(J), "A sign squared is 1: what does the diagonal contribute to the variance?"),
+        Slip(
+            lambda J: 2 * both(J),
+            "A sign squared is 1: what does the diagonal contribute to the variance?",
+        ),
         Slip(
             lambda J: both(J) - diagonal(J),
             "A factor of two: v_i v_j occurs twice, so its weight is squared after adding, and pairs i < j count once.",
@@ -365,9 +475,20 @@ def _exercise_5_5(answer: Any) -> None:
             lambda J: 4 * (both(J) - diagonal(J)),
             "A factor of two: the sum over all i and j counts every pair twice.",
         ),
-        Slip(lambda J: (2 * (both(J) - diagonal(J))).sqrt(), "That is the standard deviation."),
-        Slip(lambda J: 2 * J.square().sum(), "Right for a symmetric matrix. Take the general one apart.", output=1),
-        Slip(lambda J: both(J), "The square of a standard normal number has variance 2.", output=1),
+        Slip(
+            lambda J: (2 * (both(J) - diagonal(J))).sqrt(),
+            "That is the standard deviation.",
+        ),
+        Slip(
+            lambda J: 2 * J.square().sum(),
+            "Right for a symmetric matrix. Take the general one apart.",
+            output=1,
+        ),
+        Slip(
+            lambda J: both(J),
+            "The square of a standard normal number has variance 2.",
+            output=1,
+        ),
         Slip(
             lambda J: 2 * (both(J) - diagonal(J)),
             "That is the variance for signs: normal numbers have random squares too.",

@@ -18,7 +18,10 @@ from ddpm_nb.training import Ema
 
 def _memory(decay: float, n: int) -> Tensor:
     """Feed the package's average with the unit vectors, one for each set of weights."""
-    network, units = nn.Linear(n + 1, 1, bias=False).double(), torch.eye(n + 1, dtype=torch.float64)
+    network, units = (
+        nn.Linear(n + 1, 1, bias=False).double(),
+        torch.eye(n + 1, dtype=torch.float64),
+    )
     network.weight.data.copy_(units[:1])
     ema = Ema(network, decay)
     for k in range(1, n + 1):
@@ -28,13 +31,20 @@ def _memory(decay: float, n: int) -> Tensor:
 
 
 def _exercise_6_1(answer: Any) -> None:
-    cases = [{"decay": d, "n": n} for d, n in ((0.998, 5), (0.3, 4), (0.9, 200), (0.0, 2), (0.999, 0))]
+    cases = [
+        {"decay": d, "n": n}
+        for d, n in ((0.998, 5), (0.3, 4), (0.9, 200), (0.0, 2), (0.999, 0))
+    ]
 
-    def slip(rule: Callable[[float, int], float], message: str, swapped: bool = False) -> Slip:
+    def slip(
+        rule: Callable[[float, int], float], message: str, swapped: bool = False
+    ) -> Slip:
         def made(decay: float, n: int) -> Tensor:
             held = f64([rule(decay, k) for k in range(1, n + 1)])
             kept, fresh = (1 - held, held) if swapped else (held, 1 - held)
-            later = torch.cat([kept.flip(0).cumprod(0).flip(0), held.new_ones(1)])
+            later = torch.cat(
+                [kept.flip(0).cumprod(0).flip(0), held.new_ones(1)]
+            )
             return torch.cat([held.new_ones(1), fresh]) * later
 
         return Slip(made, message)
@@ -43,27 +53,45 @@ def _exercise_6_1(answer: Any) -> None:
         return min(decay, (1 + k) / (10 + k))
 
     slips = [
-        slip(lambda decay, k: decay, "You left out that the decay is held lower at first."),
         slip(
-            lambda decay, k: warm(decay, k - 1), "Your count of the updates begins at 0; in the package the first is 1."
+            lambda decay, k: decay,
+            "You left out that the decay is held lower at first.",
         ),
         slip(
-            lambda decay, k: max(decay, (1 + k) / (10 + k)), "Held lower, not higher: which of the two numbers counts?"
+            lambda decay, k: warm(decay, k - 1),
+            "Your count of the updates begins at 0; in the package the first is 1.",
         ),
-        slip(warm, "You exchanged the decay and the share of the new weights.", swapped=True),
+        slip(
+            lambda decay, k: max(decay, (1 + k) / (10 + k)),
+            "Held lower, not higher: which of the two numbers counts?",
+        ),
+        slip(
+            warm,
+            "You exchanged the decay and the share of the new weights.",
+            swapped=True,
+        ),
         Slip(
             lambda decay, n: _memory(decay, n).flip(0),
             "Your list is in the reverse order: the untrained weights come first.",
         ),
         Slip(
             lambda decay, n: f64(
-                [(1 - warm(decay, n)) * warm(decay, n) ** (n - k) if k else 0.0 for k in range(n + 1)]
+                [
+                    (1 - warm(decay, n)) * warm(decay, n) ** (n - k)
+                    if k
+                    else 0.0
+                    for k in range(n + 1)
+                ]
             ),
             "You used the last decay for all updates, and left the untrained weights out.",
         ),
         Slip(
             lambda decay, n: f64(
-                [(1 - warm(decay, n) if k else 1.0) * warm(decay, n) ** (n - k) for k in range(n + 1)]
+                [
+                    (1 - warm(decay, n) if k else 1.0)
+                    * warm(decay, n) ** (n - k)
+                    for k in range(n + 1)
+                ]
             ),
             "You used the decay of the last update for all of them; each update has its own.",
         ),
@@ -74,13 +102,19 @@ def _exercise_6_1(answer: Any) -> None:
 # 6.2: what a network learns from the squared and from the absolute error
 
 
-def _best(x_t: Tensor, points: Tensor, weights: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+def _best(
+    x_t: Tensor, points: Tensor, weights: Tensor, alpha_bar: Tensor
+) -> tuple[Tensor, Tensor]:
     """Minimize both expected losses: the first by least squares, the second over the noises that are possible."""
     eps = (x_t - alpha_bar.sqrt() * points) / (1 - alpha_bar).sqrt()
-    log_weights = weights.log() + torch.distributions.Normal(0.0, 1.0, validate_args=False).log_prob(eps)
+    log_weights = weights.log() + torch.distributions.Normal(
+        0.0, 1.0, validate_args=False
+    ).log_prob(eps)
     chance = (log_weights - log_weights.logsumexp(0)).exp()
     root = chance.sqrt()
-    squared = torch.linalg.lstsq(root[:, None], (root * eps)[:, None]).solution[0, 0]
+    squared = torch.linalg.lstsq(root[:, None], (root * eps)[:, None]).solution[
+        0, 0
+    ]
     absolute = (chance * (eps[:, None] - eps).abs()).sum(1)
     return squared, eps[absolute.argmin()]
 
@@ -92,7 +126,12 @@ def _median(values: Tensor, chance: Tensor) -> Tensor:
 
 def _exercise_6_2(answer: Any) -> None:
     cases = [
-        {"x_t": f64(x_t), "points": points, "weights": weights, "alpha_bar": f64(alpha_bar)}
+        {
+            "x_t": f64(x_t),
+            "points": points,
+            "weights": weights,
+            "alpha_bar": f64(alpha_bar),
+        }
         for x_t, points, weights, alpha_bar in (
             (0.1, f64([-1.0, 1.0]), f64([0.5, 0.5]), 0.2),
             (0.3, f64([-1.0, 0.2, 1.0]), f64([0.7, 0.1, 0.2]), 0.5),
@@ -103,12 +142,20 @@ def _exercise_6_2(answer: Any) -> None:
         )
     ]
 
-    def slip(output: int, change: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], message: str) -> Slip:
+    def slip(
+        output: int,
+        change: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+        message: str,
+    ) -> Slip:
         """A slip as a function of the possible noises, their probabilities, the points and their weights."""
 
-        def made(x_t: Tensor, points: Tensor, weights: Tensor, alpha_bar: Tensor) -> Tensor:
+        def made(
+            x_t: Tensor, points: Tensor, weights: Tensor, alpha_bar: Tensor
+        ) -> Tensor:
             eps = (x_t - alpha_bar.sqrt() * points) / (1 - alpha_bar).sqrt()
-            return change(eps, (weights.log() - eps**2 / 2).softmax(0), points, weights)
+            return change(
+                eps, (weights.log() - eps**2 / 2).softmax(0), points, weights
+            )
 
         return Slip(made, message, output)
 
@@ -118,7 +165,11 @@ def _exercise_6_2(answer: Any) -> None:
             lambda eps, chance, points, weights: (weights * eps).sum(),
             "You weighted by the probabilities before x_t was seen.",
         ),
-        slip(0, lambda eps, chance, points, weights: eps[chance.argmax()], "That is the likeliest noise."),
+        slip(
+            0,
+            lambda eps, chance, points, weights: eps[chance.argmax()],
+            "That is the likeliest noise.",
+        ),
         slip(
             0,
             lambda eps, chance, points, weights: (chance * points).sum(),
@@ -126,13 +177,18 @@ def _exercise_6_2(answer: Any) -> None:
         ),
         slip(
             0,
-            lambda eps, chance, points, weights: ((-(eps**2) / 2).softmax(0) * eps).sum(),
+            lambda eps, chance, points, weights: (
+                (-(eps**2) / 2).softmax(0) * eps
+            ).sum(),
             "The weights of the points are missing: likelihood alone is no posterior.",
         ),
         slip(
             0,
             lambda eps, chance, points, weights: (
-                weights * (-(eps**2) / 2).exp() * eps / (weights * (-(eps**2) / 2).exp()).sum()
+                weights
+                * (-(eps**2) / 2).exp()
+                * eps
+                / (weights * (-(eps**2) / 2).exp()).sum()
             ).sum(),
             "Every density underflows here: work with logarithms.",
         ),
@@ -148,7 +204,9 @@ def _exercise_6_2(answer: Any) -> None:
         ),
         slip(
             1,
-            lambda eps, chance, points, weights: _median(eps, torch.ones_like(eps)),
+            lambda eps, chance, points, weights: _median(
+                eps, torch.ones_like(eps)
+            ),
             "You took the middle one of the list; the noises are not equally likely.",
         ),
         slip(
@@ -162,7 +220,10 @@ def _exercise_6_2(answer: Any) -> None:
             "That is the best guess of x_0; the network answers with the noise.",
         ),
     ]
-    outputs = ("the answer for the squared error", "the answer for the absolute error")
+    outputs = (
+        "the answer for the squared error",
+        "the answer for the absolute error",
+    )
     compare(answer, _best, cases, slips, outputs=outputs)
 
 
@@ -177,7 +238,9 @@ def _in_pieces(gradients: Tensor, sizes: Tensor, max_norm: float) -> Tensor:
 
 
 def _shortened(gradient: Tensor, max_norm: float) -> Tensor:
-    return gradient * (max_norm / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-300)).clamp(max=1)
+    return gradient * (
+        max_norm / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+    ).clamp(max=1)
 
 
 def _exercise_6_3(answer: Any) -> None:
@@ -197,27 +260,40 @@ def _exercise_6_3(answer: Any) -> None:
 
     slips = [
         Slip(
-            lambda gradients, sizes, max_norm: _shortened(gradients.mean(0), max_norm),
+            lambda gradients, sizes, max_norm: _shortened(
+                gradients.mean(0), max_norm
+            ),
             "You averaged the pieces. An image in a small piece then counts more than one in a large piece.",
         ),
         Slip(
-            lambda gradients, sizes, max_norm: _shortened(gradients.sum(0), max_norm),
+            lambda gradients, sizes, max_norm: _shortened(
+                gradients.sum(0), max_norm
+            ),
             "You added the pieces: the result would grow with their number, like a larger learning rate.",
         ),
         Slip(
-            lambda gradients, sizes, max_norm: _shortened((sizes[:, None] * gradients).sum(0), max_norm),
+            lambda gradients, sizes, max_norm: _shortened(
+                (sizes[:, None] * gradients).sum(0), max_norm
+            ),
             "That is the gradient of the summed loss; the batch's loss is a mean.",
         ),
         Slip(
-            lambda gradients, sizes, max_norm: weighted(_shortened(gradients, max_norm), sizes),
+            lambda gradients, sizes, max_norm: weighted(
+                _shortened(gradients, max_norm), sizes
+            ),
             "You shortened every piece. The batch as a whole has one length, known when all pieces are in.",
         ),
         Slip(
-            lambda gradients, sizes, max_norm: weighted(gradients, sizes).clamp(-max_norm, max_norm),
+            lambda gradients, sizes, max_norm: weighted(gradients, sizes).clamp(
+                -max_norm, max_norm
+            ),
             "You cut every coordinate by itself, which changes the direction.",
         ),
         Slip(
-            lambda gradients, sizes, max_norm: max_norm * nn.functional.normalize(weighted(gradients, sizes), dim=0),
+            lambda gradients, sizes, max_norm: (
+                max_norm
+                * nn.functional.normalize(weighted(gradients, sizes), dim=0)
+            ),
             "A gradient that is short enough stays as it is.",
         ),
         Slip(
@@ -242,14 +318,22 @@ def _exercise_6_3(answer: Any) -> None:
 def _even_steps(u: float, batch_size: int, T: int) -> Tensor:
     """Count the borders of the T parts that lie at or below each point."""
     borders = torch.arange(T, dtype=torch.float64) / T
-    points = (u + torch.arange(batch_size, dtype=torch.float64) / batch_size) % 1
+    points = (
+        u + torch.arange(batch_size, dtype=torch.float64) / batch_size
+    ) % 1
     return (borders <= points[:, None]).sum(1).double().sort().values
 
 
 def _exercise_6_4(answer: Any) -> None:
     cases = [
         {"u": u, "batch_size": batch_size, "T": T}
-        for u, batch_size, T in ((0.377, 4, 10), (0.0, 4, 10), (0.9993, 64, 1000), (0.513, 7, 3), (0.21, 1, 1000))
+        for u, batch_size, T in (
+            (0.377, 4, 10),
+            (0.0, 4, 10),
+            (0.9993, 64, 1000),
+            (0.513, 7, 3),
+            (0.21, 1, 1000),
+        )
     ]
 
     def ordered(function: Any) -> Any:
@@ -257,52 +341,88 @@ def _exercise_6_4(answer: Any) -> None:
 
         def steps(u: float, batch_size: int, T: int) -> Any:
             found = function(u, batch_size, T)
-            return None if found is None else torch.as_tensor(found, dtype=torch.float64).flatten().sort().values
+            return (
+                None
+                if found is None
+                else torch.as_tensor(found, dtype=torch.float64)
+                .flatten()
+                .sort()
+                .values
+            )
 
         return steps if callable(function) else function
 
-    def slip(change: Callable[[Tensor, int], Tensor], message: str, wrap: bool = True) -> Slip:
+    def slip(
+        change: Callable[[Tensor, int], Tensor], message: str, wrap: bool = True
+    ) -> Slip:
         def made(u: float, batch_size: int, T: int) -> Tensor:
-            points = u + torch.arange(batch_size, dtype=torch.float64) / batch_size
+            points = (
+                u + torch.arange(batch_size, dtype=torch.float64) / batch_size
+            )
             return change(points % 1 if wrap else points, T)
 
         return Slip(ordered(made), message)
 
     def spaced(u: float, batch_size: int, T: int) -> Tensor:
-        points = (u + torch.arange(batch_size, dtype=torch.float64) / max(batch_size - 1, 1)) % 1
+        points = (
+            u
+            + torch.arange(batch_size, dtype=torch.float64)
+            / max(batch_size - 1, 1)
+        ) % 1
         return (T * points).floor() + 1
 
     def made_apart(u: float, batch_size: int, T: int) -> Tensor:
-        return (T * (u + torch.arange(batch_size, dtype=torch.float64)) / batch_size).floor() + 1
+        return (
+            T * (u + torch.arange(batch_size, dtype=torch.float64)) / batch_size
+        ).floor() + 1
 
     slips = [
-        Slip(ordered(spaced), "Your first and last points coincide on the circle: how many gaps do B points leave?"),
+        Slip(
+            ordered(spaced),
+            "Your first and last points coincide on the circle: how many gaps do B points leave?",
+        ),
         Slip(
             ordered(made_apart),
             "You gave every point a part of its own; that is even too, but here the first point sits at u.",
         ),
-        slip(lambda points, T: (T * points).floor(), "Your steps run from 0 to T − 1; x_0 is not a noisy image."),
+        slip(
+            lambda points, T: (T * points).floor(),
+            "Your steps run from 0 to T − 1; x_0 is not a noisy image.",
+        ),
         slip(
             lambda points, T: (T * points).round(),
             "By rounding, the steps at the ends are drawn half as often, and 0 is one.",
         ),
-        slip(lambda points, T: (T * points).round().clamp(min=1), "By rounding, the steps are not equally likely."),
+        slip(
+            lambda points, T: (T * points).round().clamp(min=1),
+            "By rounding, the steps are not equally likely.",
+        ),
         slip(
             lambda points, T: ((T - 1) * points).round() + 1,
             "By rounding, the first and the last step are drawn half as often as the others.",
         ),
-        slip(lambda points, T: ((T - 1) * points).floor() + 1, "Step T is never drawn."),
         slip(
-            lambda points, T: (T * points).ceil(), "A point on a border belongs to the part that it begins; u may be 0."
+            lambda points, T: ((T - 1) * points).floor() + 1,
+            "Step T is never drawn.",
         ),
-        slip(lambda points, T: (T * points).floor() + 1, "Points beyond 1 go round the circle.", wrap=False),
+        slip(
+            lambda points, T: (T * points).ceil(),
+            "A point on a border belongs to the part that it begins; u may be 0.",
+        ),
+        slip(
+            lambda points, T: (T * points).floor() + 1,
+            "Points beyond 1 go round the circle.",
+            wrap=False,
+        ),
         slip(
             lambda points, T: ((T * points).floor() + 1).clamp(max=T),
             "You pushed all points beyond 1 to step T. They go round the circle.",
             wrap=False,
         ),
     ]
-    compare(ordered(answer), _even_steps, cases, slips, outputs=("the sorted step",))
+    compare(
+        ordered(answer), _even_steps, cases, slips, outputs=("the sorted step",)
+    )
 
 
 EXERCISES: dict[str, Exercise] = {

@@ -36,22 +36,32 @@ class _ExactNoise:
         return f"the exact noise for data N(0, {self.var:g})"
 
 
-def _walked(x_T: Tensor, betas: Tensor, predict_eps: _ExactNoise, noise: Tensor) -> Tensor:
+def _walked(
+    x_T: Tensor, betas: Tensor, predict_eps: _ExactNoise, noise: Tensor
+) -> Tensor:
     """The package's ancestral kernel, with the given noise in place of its own."""
     q = predict_eps.q
-    kernel = Ancestral(q, lambda x, t: EPS.x_0(q, predict_eps(x, int(t)), x, t), added_var)
+    kernel = Ancestral(
+        q, lambda x, t: EPS.x_0(q, predict_eps(x, int(t)), x, t), added_var
+    )
     T = q.schedule.T
-    return last(walk(kernel, x_T, grid(T, T), noise=noise.flip(0))).x  # noise[0] is that of the last step
+    return last(
+        walk(kernel, x_T, grid(T, T), noise=noise.flip(0))
+    ).x  # noise[0] is that of the last step
 
 
 def _loop(
     asked: int = 0,
-    size: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda beta, a_s, a_t: beta.sqrt(),
+    size: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda beta, a_s, a_t: (
+        beta.sqrt()
+    ),
     quiet: int = 1,
 ) -> Callable[..., Tensor]:
     """The printed loop, with the network asked at step t − asked, noise of a size, and none for t ≤ quiet."""
 
-    def draw(x_T: Tensor, betas: Tensor, predict_eps: _ExactNoise, noise: Tensor) -> Tensor:
+    def draw(
+        x_T: Tensor, betas: Tensor, predict_eps: _ExactNoise, noise: Tensor
+    ) -> Tensor:
         a = torch.cat([betas.new_ones(1), torch.cumprod(1 - betas, 0)])
         x = x_T
         for t in range(len(betas), 0, -1):
@@ -66,7 +76,11 @@ def _loop(
 
 def _exercise_7_1(answer: Any) -> None:
     cases = [
-        {"x_T": normal(3, seed=seed), "betas": betas, "predict_eps": _ExactNoise(betas, var)}
+        {
+            "x_T": normal(3, seed=seed),
+            "betas": betas,
+            "predict_eps": _ExactNoise(betas, var),
+        }
         | {"noise": normal(len(betas), 3, seed=seed + 1)}
         for seed, (betas, var) in enumerate(
             [
@@ -78,7 +92,10 @@ def _exercise_7_1(answer: Any) -> None:
         )
     ]
     hints: dict[str, tuple[dict[str, Any], str]] = {
-        "asked": ({"asked": 1}, "The network is asked about another noise level than that of the state it is shown."),
+        "asked": (
+            {"asked": 1},
+            "The network is asked about another noise level than that of the state it is shown.",
+        ),
         "size": (
             {"size": lambda beta, a_s, a_t: beta},
             "The noise is multiplied by a variance. What multiplies a standard normal to give it that variance?",
@@ -94,14 +111,25 @@ def _exercise_7_1(answer: Any) -> None:
             changes: dict[str, Any] = {}
             for name in names:
                 changes |= hints[name][0]
-            count = "" if left == 1 else f"{('Two', 'Three')[left - 2]} slips are left, and this is one: "
+            count = (
+                ""
+                if left == 1
+                else f"{('Two', 'Three')[left - 2]} slips are left, and this is one: "
+            )
             slips.append(Slip(_loop(**changes), count + hints[names[0]][1]))
     slips += [
         Slip(
-            _loop(size=lambda beta, a_s, a_t: (beta * (1 - a_s) / (1 - a_t)).sqrt()),
+            _loop(
+                size=lambda beta, a_s, a_t: (
+                    beta * (1 - a_s) / (1 - a_t)
+                ).sqrt()
+            ),
             "That is the smaller variance of the posterior. It is a sampler too, but the task asks for β_t.",
         ),
-        Slip(_loop(quiet=2), "The step from 2 to 1 has its noise; only the one to 0 has none."),
+        Slip(
+            _loop(quiet=2),
+            "The step from 2 to 1 has its noise; only the one to 0 has none.",
+        ),
         Slip(
             _loop(quiet=10**6),
             "You add no noise at all. The mean alone is not DDIM either: it is narrower than any law of x_s.",
@@ -120,7 +148,11 @@ def _exercise_7_1(answer: Any) -> None:
 def _spread(v: Tensor, eta: Tensor, alpha_bars: Tensor) -> Tensor:
     """Walk two points through the package's kernel: for Gaussian data its mean is linear in x_t."""
     q = GaussianDiffusion(NoiseSchedule(alpha_bars.flip(0).log()))
-    kernel = DDIM(q, GaussianMixture(f64([1.0]), f64([0.0])[None], v.reshape(1)).denoiser(q), eta.item())
+    kernel = DDIM(
+        q,
+        GaussianMixture(f64([1.0]), f64([0.0])[None], v.reshape(1)).denoiser(q),
+        eta.item(),
+    )
     var = f64(1.0)
     for t in range(q.schedule.T, 0, -1):
         law = kernel(f64([1.0])[None], t - 1, t)
@@ -130,8 +162,12 @@ def _spread(v: Tensor, eta: Tensor, alpha_bars: Tensor) -> Tensor:
 
 def _recursion(
     start: Callable[[Tensor, Tensor], Tensor] = lambda v, a: torch.ones_like(v),
-    fresh: Callable[[Tensor, Tensor], Tensor] = lambda eta, posterior: eta**2 * posterior,
-    slope_square: Callable[[Tensor, Tensor], Tensor] = lambda one, other: (one + other) ** 2,
+    fresh: Callable[[Tensor, Tensor], Tensor] = lambda eta, posterior: (
+        eta**2 * posterior
+    ),
+    slope_square: Callable[[Tensor, Tensor], Tensor] = lambda one, other: (
+        (one + other) ** 2
+    ),
     guess_var: Callable[[Tensor], Tensor] = lambda v: v,
     add: float = 1.0,
 ) -> Callable[..., Tensor]:
@@ -143,7 +179,9 @@ def _recursion(
             sigma = fresh(eta, (1 - a_s) / (1 - a_t) * (1 - a_t / a_s))
             total = a_t * guess_var(v) + 1 - a_t
             one = a_s.sqrt() * a_t.sqrt() * guess_var(v) / total
-            other = (1 - a_s - sigma).clamp(min=0).sqrt() * (1 - a_t).sqrt() / total
+            other = (
+                (1 - a_s - sigma).clamp(min=0).sqrt() * (1 - a_t).sqrt() / total
+            )
             var = slope_square(one, other) * var + add * sigma
         return var
 
@@ -180,7 +218,8 @@ def _exercise_7_2(answer: Any) -> None:
             "A standard deviation stands where the variance of the fresh noise belongs.",
         ),
         Slip(
-            _recursion(add=0.0), "You left out the fresh noise: it makes room in the mean and comes back as variance."
+            _recursion(add=0.0),
+            "You left out the fresh noise: it makes room in the mean and comes back as variance.",
         ),
         Slip(
             _recursion(guess_var=lambda v: torch.ones_like(v)),
@@ -210,19 +249,30 @@ class _TwoModes:
     def __call__(self, x: Tensor, alpha_bar: Tensor) -> Tensor:
         a = torch.as_tensor(alpha_bar, dtype=torch.float64)
         if not bool((a > 0) & (a < 1)):
-            raise ValueError(f"predict_eps at alpha_bar = {a.item():g}: there is noise to predict only between 0 and 1")
+            raise ValueError(
+                f"predict_eps at alpha_bar = {a.item():g}: there is noise to predict only between 0 and 1"
+            )
         total = a * self.var + 1 - a
-        x_0 = (self.var * a.sqrt() * x + (1 - a) * torch.tanh(a.sqrt() * x / total)) / total
+        x_0 = (
+            self.var * a.sqrt() * x + (1 - a) * torch.tanh(a.sqrt() * x / total)
+        ) / total
         return (x - a.sqrt() * x_0) / (1 - a).sqrt()
 
     def __repr__(self) -> str:
         return f"the exact noise for two modes of variance {self.var:g}"
 
 
-def _heun(x_t: Tensor, alpha_bar_t: Tensor, alpha_bar_s: Tensor, predict_eps: _TwoModes) -> Tensor:
+def _heun(
+    x_t: Tensor,
+    alpha_bar_t: Tensor,
+    alpha_bar_s: Tensor,
+    predict_eps: _TwoModes,
+) -> Tensor:
     """The package's step, once with the first prediction and once with the mean of both."""
     levels = torch.stack([f64(1.0), alpha_bar_s, alpha_bar_t])
-    q = GaussianDiffusion(NoiseSchedule(levels[levels.diff(prepend=f64(2.0)[None]) < 0].log()))
+    q = GaussianDiffusion(
+        NoiseSchedule(levels[levels.diff(prepend=f64(2.0)[None]) < 0].log())
+    )
     t, s = q.schedule.T, q.schedule.T - 1
 
     def step(eps: Tensor) -> Tensor:
@@ -230,17 +280,26 @@ def _heun(x_t: Tensor, alpha_bar_t: Tensor, alpha_bar_s: Tensor, predict_eps: _T
 
     eps = predict_eps(x_t, alpha_bar_t)
     guess = step(eps)
-    return step(0.5 * (eps + predict_eps(guess, alpha_bar_s))) if s > 0 else guess
+    return (
+        step(0.5 * (eps + predict_eps(guess, alpha_bar_s))) if s > 0 else guess
+    )
 
 
 def _corrected(
-    second: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    second: Callable[
+        [Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]
+    ],
     mix: float = 0.5,
     scaled: bool = True,
 ) -> Callable[..., Tensor]:
     """Heun's step with another place or weight of the second prediction; Euler's to the clean data."""
 
-    def step(x_t: Tensor, alpha_bar_t: Tensor, alpha_bar_s: Tensor, predict_eps: _TwoModes) -> Tensor:
+    def step(
+        x_t: Tensor,
+        alpha_bar_t: Tensor,
+        alpha_bar_s: Tensor,
+        predict_eps: _TwoModes,
+    ) -> Tensor:
         a_t, a_s = alpha_bar_t, alpha_bar_s
         noise_t, noise_s = ((1 - a).sqrt() for a in (a_t, a_s))
         eps = predict_eps(x_t, a_t)
@@ -248,12 +307,17 @@ def _corrected(
         def move(eps: Tensor) -> Tensor:
             if not scaled:
                 return x_t + (noise_s - noise_t) * eps
-            return a_s.sqrt() * (x_t - noise_t * eps) / a_t.sqrt() + noise_s * eps
+            return (
+                a_s.sqrt() * (x_t - noise_t * eps) / a_t.sqrt() + noise_s * eps
+            )
 
         guess = move(eps)
         if a_s == 1 or mix == 0:
             return guess
-        return move((1 - mix) * eps + mix * predict_eps(*second(x_t, guess, a_t, a_s, eps)))
+        return move(
+            (1 - mix) * eps
+            + mix * predict_eps(*second(x_t, guess, a_t, a_s, eps))
+        )
 
     return step
 
@@ -261,12 +325,19 @@ def _corrected(
 def _exercise_7_3(answer: Any) -> None:
     x = f64([-1.5, 0.2, 0.9])
     cases = [
-        {"x_t": x, "alpha_bar_t": f64(t), "alpha_bar_s": f64(s), "predict_eps": _TwoModes(var)}
+        {
+            "x_t": x,
+            "alpha_bar_t": f64(t),
+            "alpha_bar_s": f64(s),
+            "predict_eps": _TwoModes(var),
+        }
         for t, s in ((0.5, 0.8), (0.02, 0.1), (0.9, 0.999), (0.7, 1.0))
         for var in (0.05, 0.5)
     ]
 
-    def ordinary(x_t: Tensor, guess: Tensor, a_t: Tensor, a_s: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def ordinary(
+        x_t: Tensor, guess: Tensor, a_t: Tensor, a_s: Tensor, eps: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return guess, a_s
 
     slips = [
@@ -287,7 +358,9 @@ def _exercise_7_3(answer: Any) -> None:
             "The proposed state has the noise of s, but the network is told that of t.",
         ),
         Slip(
-            _corrected(lambda x_t, guess, a_t, a_s, eps: (guess / a_s.sqrt(), a_s)),
+            _corrected(
+                lambda x_t, guess, a_t, a_s, eps: (guess / a_s.sqrt(), a_s)
+            ),
             "The network is shown the state divided by its signal weight. It was trained on the state itself.",
         ),
         Slip(
@@ -296,7 +369,8 @@ def _exercise_7_3(answer: Any) -> None:
         ),
         Slip(
             lambda x_t, alpha_bar_t, alpha_bar_s, predict_eps: (
-                _heun(x_t, alpha_bar_t, alpha_bar_s, predict_eps) / alpha_bar_s.sqrt()
+                _heun(x_t, alpha_bar_t, alpha_bar_s, predict_eps)
+                / alpha_bar_s.sqrt()
             ),
             "You return the state divided by its signal weight.",
         ),

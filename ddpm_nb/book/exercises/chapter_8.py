@@ -27,7 +27,15 @@ def _three_means(m: int) -> Tensor:
 
 
 def _exercise_8_1(answer: Any) -> None:
-    cases = [{"y": y} for y in (f64([1.0, 0.0, 0.0]), f64([0.0, 1.0, 0.0]), f64([2.0]), normal(6, seed=0))]
+    cases = [
+        {"y": y}
+        for y in (
+            f64([1.0, 0.0, 0.0]),
+            f64([0.0, 1.0, 0.0]),
+            f64([2.0]),
+            normal(6, seed=0),
+        )
+    ]
 
     def changed(change: Callable[[Tensor], None]) -> Callable[[Tensor], Tensor]:
         def made(y: Tensor) -> Tensor:
@@ -50,14 +58,31 @@ def _exercise_8_1(answer: Any) -> None:
 
     def two_only(matrix: Tensor) -> None:
         own_only(matrix)
-        matrix[torch.arange(len(matrix)), 2 * torch.arange(len(matrix)) + 1] = 1 / 3
+        matrix[torch.arange(len(matrix)), 2 * torch.arange(len(matrix)) + 1] = (
+            1 / 3
+        )
 
     slips = [
-        Slip(changed(no_border), "The border is missing: how often does x[0] enter y[0]?"),
-        Slip(changed(periodic), "You closed the signal to a ring. The operator repeats the first entry instead."),
-        Slip(changed(own_only), "Each measured number depends on three entries, so it must be sent back to all three."),
-        Slip(changed(two_only), "An entry between two measured numbers enters both of them."),
-        Slip(lambda y: 3 * y @ _three_means(len(y)), "The weights of the mean are missing."),
+        Slip(
+            changed(no_border),
+            "The border is missing: how often does x[0] enter y[0]?",
+        ),
+        Slip(
+            changed(periodic),
+            "You closed the signal to a ring. The operator repeats the first entry instead.",
+        ),
+        Slip(
+            changed(own_only),
+            "Each measured number depends on three entries, so it must be sent back to all three.",
+        ),
+        Slip(
+            changed(two_only),
+            "An entry between two measured numbers enters both of them.",
+        ),
+        Slip(
+            lambda y: 3 * y @ _three_means(len(y)),
+            "The weights of the mean are missing.",
+        ),
         Slip(
             lambda y: torch.linalg.pinv(_three_means(len(y))) @ y,
             "That is the pseudoinverse, which undoes the operator as far as it can. The adjoint undoes nothing.",
@@ -67,7 +92,13 @@ def _exercise_8_1(answer: Any) -> None:
             "That enlarges the picture. A gradient needs the transposed matrix, with its weights.",
         ),
     ]
-    compare(answer, lambda y: y @ _three_means(len(y)), cases, slips, outputs=("the adjoint",))
+    compare(
+        answer,
+        lambda y: y @ _three_means(len(y)),
+        cases,
+        slips,
+        outputs=("the adjoint",),
+    )
 
 
 # 8.2: where the reverse chain begins after several exposures
@@ -76,7 +107,9 @@ def _exercise_8_1(answer: Any) -> None:
 def _exposed(y: Tensor, gains: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted least squares for the clean signal; its error is the noise of one measurement with gain 1."""
     rows = gains / sigmas
-    estimate = torch.linalg.lstsq(rows[:, None], y / sigmas[:, None]).solution[0]
+    estimate = torch.linalg.lstsq(rows[:, None], y / sigmas[:, None]).solution[
+        0
+    ]
     alpha_bar = 1 / (1 + 1 / torch.linalg.vector_norm(rows).square())
     return alpha_bar, alpha_bar.sqrt() * estimate
 
@@ -89,19 +122,29 @@ def _exercise_8_2(answer: Any) -> None:
         ([-2.0, 0.7], [3.0, 1.5]),
     ]
     cases = [
-        {"y": normal(len(gains), 4, seed=seed), "gains": f64(gains), "sigmas": f64(sigmas)}
+        {
+            "y": normal(len(gains), 4, seed=seed),
+            "gains": f64(gains),
+            "sigmas": f64(sigmas),
+        }
         for seed, (gains, sigmas) in enumerate(settings)
     ]
 
-    def level(precision: Callable[[Tensor, Tensor], Tensor], message: str) -> Slip:
+    def level(
+        precision: Callable[[Tensor, Tensor], Tensor], message: str
+    ) -> Slip:
         def made(y: Tensor, gains: Tensor, sigmas: Tensor) -> Tensor:
             snr = precision(gains, sigmas)
             return snr / (1 + snr)
 
         return Slip(made, message)
 
-    def state(change: Callable[[Tensor, Tensor, Tensor], Tensor], message: str) -> Slip:
-        return Slip(lambda y, gains, sigmas: change(y, gains, sigmas), message, output=1)
+    def state(
+        change: Callable[[Tensor, Tensor, Tensor], Tensor], message: str
+    ) -> Slip:
+        return Slip(
+            lambda y, gains, sigmas: change(y, gains, sigmas), message, output=1
+        )
 
     slips = [
         level(
@@ -145,7 +188,10 @@ def _exercise_8_2(answer: Any) -> None:
             "That is the plain mean of the exposures, dim ones included.",
         ),
         state(
-            lambda y, c, s: _exposed(y, c, s)[0].sqrt() * (c[:, None] * y / s[:, None] ** 2).sum(0),
+            lambda y, c, s: (
+                _exposed(y, c, s)[0].sqrt()
+                * (c[:, None] * y / s[:, None] ** 2).sum(0)
+            ),
             "Your weights do not bring the gain of the combination to one: a noise-free signal would come out scaled.",
         ),
     ]
@@ -156,16 +202,31 @@ def _exercise_8_2(answer: Any) -> None:
 
 
 def _informed(
-    x_t: Tensor, y: Tensor, mean: Tensor, cov: Tensor, A: Tensor, alpha_bar: Tensor, sigma_y: float
+    x_t: Tensor,
+    y: Tensor,
+    mean: Tensor,
+    cov: Tensor,
+    A: Tensor,
+    alpha_bar: Tensor,
+    sigma_y: float,
 ) -> tuple[Tensor, Tensor]:
     """The package's conditioning, for the matrix on x_t alone and for the guess on y first and x_t second."""
-    prior = FullMixture(torch.zeros(1, 1, dtype=torch.float64), mean[None, None], cov[None])
-    signal, noise = alpha_bar.sqrt() * torch.eye(len(mean), dtype=torch.float64), (1 - alpha_bar).item()
+    prior = FullMixture(
+        torch.zeros(1, 1, dtype=torch.float64), mean[None, None], cov[None]
+    )
+    signal, noise = (
+        alpha_bar.sqrt() * torch.eye(len(mean), dtype=torch.float64),
+        (1 - alpha_bar).item(),
+    )
     left = prior.observe(signal, x_t[None], noise).covariances[0]
-    return left, prior.observe(A, y[None], sigma_y**2).observe(signal, x_t[None], noise).mean()[0]
+    return left, prior.observe(A, y[None], sigma_y**2).observe(
+        signal, x_t[None], noise
+    ).mean()[0]
 
 
-def _update(mean: Tensor, cov: Tensor, A: Tensor, y: Tensor, noise_var: float) -> Tensor:
+def _update(
+    mean: Tensor, cov: Tensor, A: Tensor, y: Tensor, noise_var: float
+) -> Tensor:
     seen = A @ cov @ A.mT + noise_var * torch.eye(len(y), dtype=torch.float64)
     return mean + cov @ A.mT @ torch.linalg.solve(seen, y - A @ mean)
 
@@ -179,21 +240,46 @@ def _exercise_8_3(answer: Any) -> None:
         (f64([0.0, 1.0]), line @ line.mT),
     ]
     cases: list[dict[str, Any]] = [
-        {"x_t": normal(len(mean), seed=2), "y": normal(m, seed=3), "mean": mean, "cov": cov}
-        | {"A": normal(m, len(mean), seed=4), "alpha_bar": f64(alpha_bar), "sigma_y": sigma_y}
+        {
+            "x_t": normal(len(mean), seed=2),
+            "y": normal(m, seed=3),
+            "mean": mean,
+            "cov": cov,
+        }
+        | {
+            "A": normal(m, len(mean), seed=4),
+            "alpha_bar": f64(alpha_bar),
+            "sigma_y": sigma_y,
+        }
         for mean, cov in priors
-        for m, alpha_bar, sigma_y in ((1, 0.9, 0.1), (2, 0.3, 2.0), (1, 1e-6, 0.5))
+        for m, alpha_bar, sigma_y in (
+            (1, 0.9, 0.1),
+            (2, 0.3, 2.0),
+            (1, 1e-6, 0.5),
+        )
     ]
 
     def eye(cov: Tensor) -> Tensor:
         return torch.eye(len(cov), dtype=torch.float64)
 
     def shrunk(cov: Tensor, alpha_bar: Tensor) -> Tensor:
-        return (1 - alpha_bar) * cov @ torch.linalg.inv(alpha_bar * cov + (1 - alpha_bar) * eye(cov))
+        return (
+            (1 - alpha_bar)
+            * cov
+            @ torch.linalg.inv(alpha_bar * cov + (1 - alpha_bar) * eye(cov))
+        )
 
-    def matrix(change: Callable[[Tensor, Tensor], Tensor], message: str) -> Slip:
+    def matrix(
+        change: Callable[[Tensor, Tensor], Tensor], message: str
+    ) -> Slip:
         def made(
-            x_t: Tensor, y: Tensor, mean: Tensor, cov: Tensor, A: Tensor, alpha_bar: Tensor, sigma_y: float
+            x_t: Tensor,
+            y: Tensor,
+            mean: Tensor,
+            cov: Tensor,
+            A: Tensor,
+            alpha_bar: Tensor,
+            sigma_y: float,
         ) -> Tensor:
             return change(cov, alpha_bar)
 
@@ -201,17 +287,31 @@ def _exercise_8_3(answer: Any) -> None:
 
     def guess(change: Callable[..., Tensor], message: str) -> Slip:
         def made(
-            x_t: Tensor, y: Tensor, mean: Tensor, cov: Tensor, A: Tensor, alpha_bar: Tensor, sigma_y: float
+            x_t: Tensor,
+            y: Tensor,
+            mean: Tensor,
+            cov: Tensor,
+            A: Tensor,
+            alpha_bar: Tensor,
+            sigma_y: float,
         ) -> Tensor:
             R = shrunk(cov, alpha_bar)
-            x_0 = mean + alpha_bar.sqrt() / (1 - alpha_bar) * R @ (x_t - alpha_bar.sqrt() * mean)
+            x_0 = mean + alpha_bar.sqrt() / (1 - alpha_bar) * R @ (
+                x_t - alpha_bar.sqrt() * mean
+            )
             return change(x_0, R, A, y, sigma_y, mean, cov)
 
         return Slip(made, message, output=1)
 
     slips = [
-        matrix(lambda cov, a: (1 - a) * eye(cov), "That is ΠGDM's choice, right for data of covariance I only."),
-        matrix(lambda cov, a: 0 * cov, "That is DPS's choice: it takes the estimate for the truth."),
+        matrix(
+            lambda cov, a: (1 - a) * eye(cov),
+            "That is ΠGDM's choice, right for data of covariance I only.",
+        ),
+        matrix(
+            lambda cov, a: 0 * cov,
+            "That is DPS's choice: it takes the estimate for the truth.",
+        ),
         matrix(
             lambda cov, a: shrunk(torch.diag(cov.diagonal()), a),
             "You took the coordinates as independent: the correlations of the data are missing.",
@@ -220,7 +320,9 @@ def _exercise_8_3(answer: Any) -> None:
             lambda cov, a: shrunk(cov.diagonal().mean() * eye(cov), a),
             "You put the average variance everywhere; R is not a multiple of the identity.",
         ),
-        matrix(lambda cov, a: cov, "That is the covariance before x_t was seen."),
+        matrix(
+            lambda cov, a: cov, "That is the covariance before x_t was seen."
+        ),
         matrix(
             lambda cov, a: a.sqrt() / (1 - a) * shrunk(cov, a),
             "That is the Jacobian of the denoiser. R is proportional to it; which factor gives it units of a variance?",
@@ -229,9 +331,14 @@ def _exercise_8_3(answer: Any) -> None:
             lambda cov, a: (1 - a) * cov / (a * cov + 1 - a),
             "You divided entry by entry; the quotient of two matrices is a product with an inverse.",
         ),
-        guess(lambda x_0, R, A, y, sigma, mean, cov: x_0, "That is the guess from x_t alone; y has something to add."),
         guess(
-            lambda x_0, R, A, y, sigma, mean, cov: _update(mean, cov, A, y, sigma**2),
+            lambda x_0, R, A, y, sigma, mean, cov: x_0,
+            "That is the guess from x_t alone; y has something to add.",
+        ),
+        guess(
+            lambda x_0, R, A, y, sigma, mean, cov: _update(
+                mean, cov, A, y, sigma**2
+            ),
             "That is the guess from y alone; x_t has something to add.",
         ),
         guess(
@@ -239,15 +346,27 @@ def _exercise_8_3(answer: Any) -> None:
             "The noise of the measurement enters with its standard deviation where the variance belongs.",
         ),
         guess(
-            lambda x_0, R, A, y, sigma, mean, cov: _update(x_0, cov, A, y, sigma**2),
+            lambda x_0, R, A, y, sigma, mean, cov: _update(
+                x_0, cov, A, y, sigma**2
+            ),
             "You updated the guess from x_t with the covariance of the prior, and so counted the prior twice.",
         ),
         guess(
-            lambda x_0, R, A, y, sigma, mean, cov: x_0 + R @ A.mT @ (y - A @ x_0) / sigma**2,
+            lambda x_0, R, A, y, sigma, mean, cov: (
+                x_0 + R @ A.mT @ (y - A @ x_0) / sigma**2
+            ),
             "Your pull is that of r = 0: it ignores that x_0 itself is uncertain.",
         ),
     ]
-    compare(answer, _informed, cases, slips, outputs=("the matrix", "the guess"), tolerance=1e-8, floor=1e-10)
+    compare(
+        answer,
+        _informed,
+        cases,
+        slips,
+        outputs=("the matrix", "the guess"),
+        tolerance=1e-8,
+        floor=1e-10,
+    )
 
 
 # 8.4: the coverage of a biased sampler
@@ -273,7 +392,10 @@ def _exercise_8_4(answer: Any) -> None:
         )
     ]
 
-    def two_sided(half: Callable[[Tensor, Tensor], Tensor], shift: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    def two_sided(
+        half: Callable[[Tensor, Tensor], Tensor],
+        shift: Callable[[Tensor, Tensor], Tensor],
+    ) -> Any:
         def made(bias: Tensor, spread: Tensor, level: Tensor) -> Tensor:
             z, b = half(spread, level), shift(bias, spread)
             return torch.special.ndtr(b + z) - torch.special.ndtr(b - z)
@@ -291,22 +413,36 @@ def _exercise_8_4(answer: Any) -> None:
             two_sided(lambda c, level: c * torch.special.ndtri(level), given),
             "Half of what a central interval leaves out lies on each side: check the quantile.",
         ),
-        Slip(two_sided(lambda c, level: central(c**2, level), given), "The spread is a standard deviation already."),
-        Slip(two_sided(lambda c, level: central(c.sqrt(), level), given), "The spread is not a variance: no root."),
+        Slip(
+            two_sided(lambda c, level: central(c**2, level), given),
+            "The spread is a standard deviation already.",
+        ),
+        Slip(
+            two_sided(lambda c, level: central(c.sqrt(), level), given),
+            "The spread is not a variance: no root.",
+        ),
         Slip(
             two_sided(lambda c, level: central(1 / c, level), given),
             "A wider interval must cover more. Who is random here, the truth or the end of the interval?",
         ),
-        Slip(two_sided(central, lambda b, c: 0 * b), "The bias is missing: the interval is not centred on the truth."),
+        Slip(
+            two_sided(central, lambda b, c: 0 * b),
+            "The bias is missing: the interval is not centred on the truth.",
+        ),
         Slip(
             two_sided(central, lambda b, c: b * c),
             "The bias is in units of the exact standard deviation; it does not grow with the spread.",
         ),
         Slip(
-            lambda bias, spread, level: 2 * torch.special.ndtr(central(spread, level) - bias.abs()) - 1,
+            lambda bias, spread, level: (
+                2 * torch.special.ndtr(central(spread, level) - bias.abs()) - 1
+            ),
             "You counted the side on which the interval falls short twice; the other side has room to spare.",
         ),
-        Slip(lambda bias, spread, level: level, "That is the nominal level; it holds for exact samples."),
+        Slip(
+            lambda bias, spread, level: level,
+            "That is the nominal level; it holds for exact samples.",
+        ),
         Slip(
             lambda bias, spread, level: 1 - _covered(bias, spread, level),
             "That is the share of misses.",
@@ -318,24 +454,58 @@ def _exercise_8_4(answer: Any) -> None:
 # 8.5: the weight of a particle
 
 
-def _gained(x_s: Tensor, mean: Tensor, var: float, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:
+def _gained(
+    x_s: Tensor,
+    mean: Tensor,
+    var: float,
+    gradient: Tensor,
+    before: Tensor,
+    after: Tensor,
+) -> Tensor:
     """By the two densities; at variance 0 both are the same point mass."""
     if var == 0:
         return after - before
-    target, drawn_from = (torch.distributions.Normal(m, math.sqrt(var)) for m in (mean, mean + var * gradient))
-    return (target.log_prob(x_s) - drawn_from.log_prob(x_s)).sum(1) + after - before
+    target, drawn_from = (
+        torch.distributions.Normal(m, math.sqrt(var))
+        for m in (mean, mean + var * gradient)
+    )
+    return (
+        (target.log_prob(x_s) - drawn_from.log_prob(x_s)).sum(1)
+        + after
+        - before
+    )
 
 
 def _exercise_8_5(answer: Any) -> None:
     def case(var: float, seed: int) -> dict[str, Any]:
         mean, gradient, noise = (normal(4, 3, seed=seed + k) for k in range(3))
-        guesses = {"before": normal(4, seed=seed + 3), "after": normal(4, seed=seed + 4)}
+        guesses = {
+            "before": normal(4, seed=seed + 3),
+            "after": normal(4, seed=seed + 4),
+        }
         x_s = mean + var * gradient + math.sqrt(var) * noise
-        return {"x_s": x_s, "mean": mean, "var": var, "gradient": gradient} | guesses
+        return {
+            "x_s": x_s,
+            "mean": mean,
+            "var": var,
+            "gradient": gradient,
+        } | guesses
 
     def changed(change: Callable[..., Tensor], message: str) -> Slip:
-        def made(x_s: Tensor, mean: Tensor, var: float, gradient: Tensor, before: Tensor, after: Tensor) -> Tensor:
-            return change((gradient * (x_s - mean)).sum(1), var * gradient.square().sum(1), before, after)
+        def made(
+            x_s: Tensor,
+            mean: Tensor,
+            var: float,
+            gradient: Tensor,
+            before: Tensor,
+            after: Tensor,
+        ) -> Tensor:
+            return change(
+                (gradient * (x_s - mean)).sum(1),
+                var * gradient.square().sum(1),
+                before,
+                after,
+            )
 
         return Slip(made, message)
 
@@ -345,7 +515,9 @@ def _exercise_8_5(answer: Any) -> None:
             "That is the weight of a step drawn from the prior. Yours was moved along the gradient; pay for that.",
         ),
         changed(
-            lambda moved, size, before, after: moved - size / 2 + after - before,
+            lambda moved, size, before, after: (
+                moved - size / 2 + after - before
+            ),
             "Your ratio of the two steps is upside down: what was drawn from belongs below the line.",
         ),
         changed(
@@ -353,7 +525,9 @@ def _exercise_8_5(answer: Any) -> None:
             "The guesses have to cancel along the walk: each one enters twice, with opposite signs.",
         ),
         changed(
-            lambda moved, size, before, after: size / 2 - moved + before - after,
+            lambda moved, size, before, after: (
+                size / 2 - moved + before - after
+            ),
             "The guess at s multiplies and the guess at t divides.",
         ),
         changed(
@@ -370,13 +544,23 @@ def _exercise_8_5(answer: Any) -> None:
         ),
         Slip(
             lambda x_s, mean, var, gradient, before, after: (
-                (var * gradient.square() / 2 - gradient * (x_s - mean)).mean(1) + after - before
+                (var * gradient.square() / 2 - gradient * (x_s - mean)).mean(1)
+                + after
+                - before
             ),
             "Log densities add over the coordinates; you took their mean.",
         ),
     ]
     cases = [case(0.3, 0), case(2.0, 10), case(1e-3, 20), case(0.0, 30)]
-    compare(answer, _gained, cases, slips, outputs=("the gain of the log weight",), tolerance=1e-8, floor=1e-10)
+    compare(
+        answer,
+        _gained,
+        cases,
+        slips,
+        outputs=("the gain of the log weight",),
+        tolerance=1e-8,
+        floor=1e-10,
+    )
 
 
 EXERCISES: dict[str, Exercise] = {

@@ -46,52 +46,103 @@ def compare(
     The first of ``outputs`` that misses is reported for the case in which it misses most, with the message of the first
     slip that gives the same wrong values wherever the answer is wrong.
     """
-    misses = [miss for case in cases for miss in _misses(answer, truth, case, outputs, tolerance, floor)]
+    misses = [
+        miss
+        for case in cases
+        for miss in _misses(answer, truth, case, outputs, tolerance, floor)
+    ]
     if not misses:
         return
     output = min(miss.output for miss in misses)
     misses = [miss for miss in misses if miss.output == output]
     worst = max(misses, key=lambda miss: miss.excess)
-    hints = [slip.message for slip in slips if slip.output == output and _explains(slip.function, misses)]
-    if not hints and worst.excess * tolerance < 1e-4 and worst.excess < float("inf"):
-        hints = ["That is nearly right: does a single-precision number, a rounded constant or an approximation enter?"]
+    hints = [
+        slip.message
+        for slip in slips
+        if slip.output == output and _explains(slip.function, misses)
+    ]
+    if (
+        not hints
+        and worst.excess * tolerance < 1e-4
+        and worst.excess < float("inf")
+    ):
+        hints = [
+            "That is nearly right: does a single-precision number, a rounded constant or an approximation enter?"
+        ]
     raise NotYet(" ".join([_difference(worst, outputs[output]), *hints[:1]]))
 
 
-def call(answer: Function, case: Case, outputs: Sequence[str] = ("result",)) -> list[Tensor]:
+def call(
+    answer: Function, case: Case, outputs: Sequence[str] = ("result",)
+) -> list[Tensor]:
     """Return the outputs of ``answer`` on a copy of ``case`` as float64 tensors; ``NotYet`` if they are no numbers."""
     if not callable(answer):
-        raise NotYet(f"Expected a function, got {type(answer).__name__}: pass the function itself, without calling it.")
-    result = answer(**{name: value.clone() if torch.is_tensor(value) else value for name, value in case.items()})
+        raise NotYet(
+            f"Expected a function, got {type(answer).__name__}: pass the function itself, without calling it."
+        )
+    result = answer(
+        **{
+            name: value.clone() if torch.is_tensor(value) else value
+            for name, value in case.items()
+        }
+    )
     if result is None:
-        raise NotYet("The function returned None: replace the line with the dots.")
+        raise NotYet(
+            "The function returned None: replace the line with the dots."
+        )
     several = isinstance(result, tuple | list) and len(outputs) > 1
     values = list(result) if several else [result]
     if len(values) != len(outputs):
-        raise NotYet(f"The function returned {_count(len(values))}, expected {len(outputs)}: {', '.join(outputs)}.")
+        raise NotYet(
+            f"The function returned {_count(len(values))}, expected {len(outputs)}: {', '.join(outputs)}."
+        )
     if any(value is None for value in values):
-        raise NotYet("The function returned None in one place: replace the line with the dots.")
+        raise NotYet(
+            "The function returned None in one place: replace the line with the dots."
+        )
     try:
-        return [torch.as_tensor(value, dtype=torch.float64, device="cpu").detach() for value in values]
+        return [
+            torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+            for value in values
+        ]
     except (TypeError, ValueError, RuntimeError):
-        raise NotYet(f"The function returned {type(result).__name__}, expected numbers or tensors.") from None
+        raise NotYet(
+            f"The function returned {type(result).__name__}, expected numbers or tensors."
+        ) from None
 
 
 def _misses(
-    answer: Function, truth: Function, case: Case, outputs: Sequence[str], tolerance: float, floor: float
+    answer: Function,
+    truth: Function,
+    case: Case,
+    outputs: Sequence[str],
+    tolerance: float,
+    floor: float,
 ) -> list[_Miss]:
     misses = []
-    for output, (found, expected) in enumerate(zip(call(answer, case, outputs), call(truth, case, outputs))):
-        if found.shape != expected.shape and found.numel() == expected.numel() == 1:
-            found = found.reshape(expected.shape)  # a number is welcome in any wrapping
+    for output, (found, expected) in enumerate(
+        zip(call(answer, case, outputs), call(truth, case, outputs))
+    ):
+        if (
+            found.shape != expected.shape
+            and found.numel() == expected.numel() == 1
+        ):
+            found = found.reshape(
+                expected.shape
+            )  # a number is welcome in any wrapping
         if found.shape != expected.shape:
-            shapes = f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+            shapes = (
+                f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+            )
             raise NotYet(f"{_at(case)}: {outputs[output]} of {shapes}.")
-        excess = ((found - expected).abs() / (tolerance * expected.abs() + floor).clamp(min=1e-300)).nan_to_num(
-            nan=float("inf")
-        )
+        excess = (
+            (found - expected).abs()
+            / (tolerance * expected.abs() + floor).clamp(min=1e-300)
+        ).nan_to_num(nan=float("inf"))
         if excess.numel() and excess.max() > 1:
-            misses.append(_Miss(case, output, found, expected, excess.max().item()))
+            misses.append(
+                _Miss(case, output, found, expected, excess.max().item())
+            )
     return misses
 
 
@@ -104,7 +155,13 @@ def _explains(slip: Function, misses: Sequence[_Miss]) -> bool:
         made = torch.as_tensor(made, dtype=torch.float64)
         if made.numel() != miss.found.numel():
             return False
-        if not torch.allclose(made.reshape(miss.found.shape), miss.found, rtol=1e-6, atol=1e-12, equal_nan=True):
+        if not torch.allclose(
+            made.reshape(miss.found.shape),
+            miss.found,
+            rtol=1e-6,
+            atol=1e-12,
+            equal_nan=True,
+        ):
             return False
     return True
 
@@ -113,15 +170,21 @@ def _difference(miss: _Miss, output: str) -> str:
     """Say what differs, where and by how much."""
     difference = (miss.found - miss.expected).flatten()
     if not bool(torch.isfinite(miss.found).all()):
-        return f"{_at(miss.case)}: {output} is not finite ({_number(miss.found)})."
+        return (
+            f"{_at(miss.case)}: {output} is not finite ({_number(miss.found)})."
+        )
     at = int(difference.abs().argmax())
     found, off = miss.found.flatten()[at].item(), difference[at].item()
-    place = f" number {at + 1} of {len(difference)}" if len(difference) > 1 else ""
+    place = (
+        f" number {at + 1} of {len(difference)}" if len(difference) > 1 else ""
+    )
     return f"{_at(miss.case)}: {output}{place} is {found:.4g}, too {'large' if off > 0 else 'small'} by {abs(off):.2g}."
 
 
 def _at(case: Case) -> str:
-    return "At " + ", ".join(f"{name} = {_number(value)}" for name, value in case.items())
+    return "At " + ", ".join(
+        f"{name} = {_number(value)}" for name, value in case.items()
+    )
 
 
 def _number(value: Any) -> str:
@@ -130,7 +193,9 @@ def _number(value: Any) -> str:
     if value.ndim == 0:
         return f"{value.item():.4g}"
     if value.ndim == 1 and len(value) <= 6:
-        return "[" + ", ".join(f"{number:.4g}" for number in value.tolist()) + "]"
+        return (
+            "[" + ", ".join(f"{number:.4g}" for number in value.tolist()) + "]"
+        )
     return f"a tensor of shape {tuple(value.shape)}"
 
 
