@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 SITE   := _build/html/.complete
 
 NOTEBOOKS := $(wildcard book/*.ipynb)
-SOURCES   := $(NOTEBOOKS) $(wildcard book/*.md book/*.bib book/tools/*.py book/tools/errata/*.py book/register/*.yaml book/register/derivations/*.yaml) $(shell find ddpm_nb -name "*.py" -o -name "*.safetensors" -o -name "*.json") _config.yml _toc.yml
+SOURCES   := $(NOTEBOOKS) $(wildcard book/*.md book/*.bib book/tools/*.py book/tools/errata/*.py book/static/* book/images/* book/register/*.yaml book/register/*/*.yaml) $(shell find ddpm_nb -name "*.py" -o -name "*.safetensors" -o -name "*.json") _config.yml _toc.yml CITATION.cff
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book test package-tests notebook-tests site-tests lint format outputs lab serve bench mutations clean
@@ -52,8 +52,9 @@ format: $(READY)  ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-outputs: $(SITE)  ## put the last run's text outputs into the committed notebooks
+outputs: $(SITE)  ## put the last run's text outputs and the equations' numbers into the committed notebooks
 	$(BIN)/python book/tools/outputs.py store
+	$(BIN)/python book/tools/equations.py number
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=book

@@ -17,6 +17,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 sys.path.insert(0, str(BOOK / "tools"))
+import equations  # noqa: E402
+import sections  # noqa: E402
+import symbols  # noqa: E402
 from outputs import normalised  # noqa: E402
 
 PATHS = sorted(BOOK.glob("*.ipynb"))
@@ -33,8 +36,11 @@ def tags(cell: nbformat.NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
-def test_the_eight_chapters_are_there_and_in_the_contents() -> None:
-    chapters = "01-gaussians 02-forward 03-posterior 04-elbo-to-mse 05-sde 06-training 07-sampling 08-inverse-problems"
+def test_the_chapters_are_there_and_in_the_contents() -> None:
+    chapters = (
+        "00-first-look 01-gaussians 02-forward 03-posterior 04-elbo-to-mse 05-sde 06-training 07-sampling "
+        "08-inverse-problems"
+    )
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     listed = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
     assert list(NOTEBOOKS) == chapters.split()
@@ -115,20 +121,78 @@ def test_prose_reads_everywhere(name: str) -> None:
         label
         for notebook in NOTEBOOKS
         for cell in cells(notebook, "markdown")
-        for label in re.findall(r"\$\$ \((eq-[a-z0-9-]+)\)", cell.source)
+        for label, _ in equations.defined(cell.source)
     }
     for cell in cells(name, "markdown"):
         assert not re.search(r"\{(?:eq|ref|numref|prf:ref|cite:?\w*|term|py:\w+)\}`|^:::|^```\{", cell.source, re.M)
-        for target in re.findall(r"\]\(#(eq-[^)]+)\)", cell.source):
-            assert target in labels, f"{target} is not defined"
+        for link in equations.LINK.finditer(cell.source):
+            assert link["label"] in labels, f"{link['label']} is not defined"
     assert NOTEBOOKS[name].cells[0].source.startswith("# ")
     assert any(cell.source.startswith("## What we learned") for cell in cells(name, "markdown"))
 
 
+@each_notebook
+def test_equations_carry_the_numbers_and_anchors_that_every_reader_understands(name: str) -> None:
+    where = equations.numbers(NOTEBOOKS)
+    for cell in cells(name, "markdown"):
+        assert cell.source == equations.portable(cell.source, name, where), "run `make outputs`"
+        assert not re.search(r"\$\$ \(eq-|\]\(#ddpm", cell.source)
+
+
+def test_a_cell_survives_the_way_to_the_page_and_back() -> None:
+    written = "By [the sum rule](#eq-b),\n\n$$\na = b\n$$ (eq-a)\n\nand [](#eq-c), see [`f`](#ddpm_nb.f)."
+    where = {"eq-a": ("02-x", "2.1"), "eq-b": ("02-x", "2.3"), "eq-c": ("01-y", "1.7")}
+    committed = equations.portable(written, "02-x", where)
+    assert committed == (
+        'By [the sum rule (2.3)](#eq-b),\n\n<a id="eq-a"></a>\n\n$$\na = b\n\\tag{2.1}\n$$\n\n'
+        "and [(1.7)](01-y.ipynb#eq-c), see [`f`](api.md#ddpm_nb.f)."
+    )
+    assert equations.portable(committed, "02-x", where) == committed
+    assert equations.myst(committed) == written
+    moved = equations.portable(committed, "02-x", where | {"eq-a": ("02-x", "2.2"), "eq-b": ("02-x", "2.9")})
+    assert "\\tag{2.2}" in moved and "rule (2.9)]" in moved
+
+
+def test_the_core_leans_on_no_aside() -> None:
+    assert sections.leans_on_asides(NOTEBOOKS) == []
+
+
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if not name.startswith("00")])
+def test_a_chapter_has_asides_and_its_core_is_shorter(name: str) -> None:
+    amounts = sections.amounts(NOTEBOOKS[name])
+    assert amounts[True]["words"] > 0.2 * amounts[False]["words"]
+
+
+@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if not name.startswith("00")])
+def test_every_symbol_of_a_chapter_has_one_registered_meaning(name: str) -> None:
+    register = symbols.registered(name)
+    assert symbols.unregistered(BOOK / f"{name}.ipynb", register) == {}
+    forms = symbols.used(BOOK / f"{name}.ipynb")
+    assert set(register) <= set(forms) | set().union(*forms.values())
+
+
+@each_notebook
+def test_nothing_is_wider_than_eighty_columns(name: str) -> None:
+    wide = []
+    for cell in cells(name, "code"):
+        wide += [line for line in cell.source.splitlines() if len(line) > 80]
+        for output in cell.outputs:
+            shown = output.get("text") or output.get("data", {}).get("text/markdown", "")
+            wide += [line for line in shown.splitlines() if len(line) > 80 and "$" not in line and "|" not in line]
+    assert wide == []
+
+
+@each_notebook
+def test_code_that_only_draws_is_folded(name: str) -> None:
+    for cell in cells(name, "code"):
+        folded = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+        assert folded == bool({"hide-input", "hide-cell"} & set(tags(cell)))
+        if folded and "hide-cell" not in tags(cell):
+            assert not re.search(r"^assert ", cell.source, re.M), "a check that no reader sees"
+
+
 def test_docstrings_refer_to_equations_that_exist() -> None:
-    text = "".join(cell.source for name in NOTEBOOKS for cell in cells(name, "markdown"))
-    defined = re.findall(r"\$\$ \((eq-[a-z0-9-]+)\)", text)
-    assert len(defined) == len(set(defined)), "a label is defined twice"
+    defined = equations.numbers(NOTEBOOKS)
     for module in sorted((ROOT / "ddpm_nb").rglob("*.py")):
         for label in re.findall(r"\(#(eq-[a-z0-9-]+)\)", module.read_text()):
             assert label in defined, f"{module.name} refers to {label}"

@@ -27,6 +27,7 @@ def execute(name: str) -> dict[str, float]:
     """Execute one notebook in a process of its own; return its wall time in seconds and its kernel's peak in MiB."""
     import papermill
 
+    os.environ["DDPM_NB_NIGHT"] = "1"  # figures for dark pages too
     began = time.perf_counter()
     papermill.execute_notebook(
         str(BOOK / f"{name}.ipynb"),

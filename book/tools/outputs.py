@@ -7,7 +7,9 @@ small. Usage: ``python book/tools/outputs.py store`` after ``make book``, ``... 
 from __future__ import annotations
 
 import argparse
+import ast
 import copy
+import re
 import sys
 from pathlib import Path
 
@@ -21,6 +23,40 @@ METADATA = {
 }
 
 
+PICTURES = ("image/", "application/vnd.ddpm-nb.night")  # not stored
+DRAWING = re.compile(r"plots\.(?:show|animate|film|show_choices)\(")
+
+
+def only_draws(source: str) -> bool:
+    """Say whether a cell ends in a figure, or only imports or checks parameters: its code is folded on every page."""
+    body = ast.parse(source).body
+    if not body:
+        return False
+    return DRAWING.match(ast.unparse(body[-1])) is not None or not _at_work(body)
+
+
+def _at_work(body: list[ast.stmt]) -> list[ast.stmt]:
+    """Return what does more than import, set the style or check the parameters."""
+    quiet = (ast.Import, ast.ImportFrom)
+    return [
+        node
+        for node in body
+        if not isinstance(node, quiet) and not ast.unparse(node).startswith(("plots.use_style(", "check_parameters("))
+    ]
+
+
+def _metadata(cell: nbformat.NotebookNode) -> dict[str, object]:
+    """Return a cell's tags, and for folded code what hides it: MyST-NB reads the tag, JupyterLab and Colab the rest."""
+    tags = [tag for tag in cell.metadata.get("tags", []) if tag != "hide-input"]
+    if cell.cell_type != "code":
+        return {"tags": tags} if tags else {}
+    folded = "hide-cell" in tags or only_draws(cell.source)
+    if folded and "hide-cell" not in tags:
+        tags.append("hide-input")
+    hidden: dict[str, object] = {"cellView": "form", "jupyter": {"source_hidden": True}} if folded else {}
+    return hidden | ({"tags": tags} if tags else {})
+
+
 def normalised(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Return a copy with minimal metadata, counts from 1, and outputs without images or run-dependent content."""
     result = copy.deepcopy(notebook)
@@ -29,7 +65,7 @@ def normalised(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     count = 0
     for cell in result.cells:
         tags = cell.metadata.get("tags", [])
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        cell.metadata = nbformat.from_dict(_metadata(cell))
         if cell.cell_type != "code":
             continue
         count += 1
@@ -54,7 +90,7 @@ def _merged(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]
 
 def _kept(output: nbformat.NotebookNode, count: int) -> nbformat.NotebookNode:
     if "data" in output:
-        output.data = {kind: data for kind, data in output.data.items() if not kind.startswith("image/")}
+        output.data = {kind: data for kind, data in output.data.items() if not kind.startswith(PICTURES)}
         output.metadata = nbformat.from_dict({})
     if output.output_type == "execute_result":
         output.execution_count = count

@@ -17,6 +17,7 @@ from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
+import equations
 import nbformat
 import yaml
 
@@ -113,7 +114,7 @@ def labels() -> dict[str, str]:
     for path in sorted(BOOK.glob("*.ipynb")):
         for cell in nbformat.read(path, 4).cells:
             if cell.cell_type == "markdown":
-                found |= dict.fromkeys(re.findall(r"\$\$ \((eq-[a-z0-9-]+)\)", cell.source), path.stem)
+                found |= {label: path.stem for label, _ in equations.defined(cell.source)}
     return found
 
 
@@ -190,25 +191,46 @@ def verification_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def order_of_errata() -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Return the errata that lead the page, each with what it does to code, and for an erratum those that repeat it."""
+    order = yaml.safe_load((REGISTER / "errata.yaml").read_text())
+    return order["lead"], order["same"]
+
+
 def errata() -> str:
-    """Return the errata as MyST: for each, place, as printed, as it should be, why, and its size, computed here."""
-    lines = []
-    for topic, rows in statements().items():
-        wrong = [row for row in rows if row.verdict in ERRATA]
-        if wrong:
-            lines += ["", f"## {TITLES[topic]}", ""]
-        for row in wrong:
-            lines += [f"**{row.document} {row.place}** · {row.verdict}", ""]
+    """Return the errata as MyST: first those that break code, then all, each with why and its size, computed here."""
+    lead, same = order_of_errata()
+    rows = {row.id: (topic, row) for topic, found in statements().items() for row in found if row.verdict in ERRATA}
+    repeats = {other for others in same.values() for other in others}
+    lines = ["## The ten that break code", "", "| where | what the code then does |", "|---|---|"]
+    for name, harm in lead.items():
+        others = ", ".join(_place(rows[other][1]) for other in same.get(name, []))
+        where = _place(rows[name][1]) + (f"; also {others}" if others else "")
+        lines.append(f"| {_cell(where)}, see [](#{rows[name][1].equation}) | {_cell(harm)} |")
+    title = ""
+    for name, (topic, row) in rows.items():
+        if title != TITLES[topic]:
+            title = TITLES[topic]
+            lines += ["", f"## {title}", ""]
+        if name in repeats:
+            continue
+        lines += [f"**{_place(row)}** · {row.verdict}", ""]
+        lines += [f": as printed: {row.printed}", ""]
+        lines += [f": as it should be: {row.corrected}, see [](#{row.equation})", ""]
+        lines += [f": why: {row.why}", ""]
+        lines += [f": how large: {amount(topic, row) if row.size else 'no size, since no formula depends on it'}", ""]
+        for other in same.get(name, []):
+            again_topic, again = rows[other]
+            size = f" ({amount(again_topic, again)})" if again.size and again.size != row.size else ""
             lines += [
-                f": as printed: {row.printed}",
+                f": the same slip in {_place(again)}: {again.printed}, which should be {again.corrected}{size}",
                 "",
-                f": as it should be: {row.corrected}, see [](#{row.equation})",
             ]
-            lines += ["", f": why: {row.why}"]
-            if row.size:
-                lines += ["", f": how large: {amount(topic, row)}"]
-            lines.append("")
     return "\n".join(lines) + "\n"
+
+
+def _place(row: Statement) -> str:
+    return f"{row.document} {row.place}"
 
 
 def _cell(text: str) -> str:

@@ -1,11 +1,13 @@
 """Render the executed notebooks and the pages to ``_build/html``; every warning is an error.
 
-Works on a copy of ``book/`` in ``_build/stage``, in which the notebooks are the executed ones, figures carry their
-alt text, and generated pages are filled in. Usage: ``python book/tools/render.py`` after ``execute.py``.
+Works on a copy of ``book/`` in ``_build/stage``, in which the notebooks are the executed ones, equations carry MyST's
+labels, figures are drawn for light and for dark pages, and generated pages are filled in. Usage: ``python book/tools/render.py`` after ``execute.py``.
 """
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import re
 import shutil
@@ -13,28 +15,63 @@ import subprocess
 import sys
 from pathlib import Path
 
+import equations
 import nbformat
 import register
+import yaml
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 EXECUTED, STAGE, HTML = (ROOT / "_build" / name for name in ("executed", "stage", "html"))
+NIGHT = "application/vnd.ddpm-nb.night"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def for_reading(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Make an executed notebook a page: alt texts where MyST-NB reads them, no widgets, which need a live kernel.
+def for_reading(notebook: nbformat.NotebookNode, name: str, figures: Path) -> nbformat.NotebookNode:
+    """Make an executed notebook a page: MyST's own labels, figures for light and dark pages, no widgets.
 
-    A figure's alt text stands in its output's metadata, where ``plots.show`` put it, and is copied to its cell's.
+    A widget needs a live kernel. Pictures are written into ``figures``; their alt text stands in the output's metadata,
+    where ``plots`` put it.
     """
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
-        outputs = cell.get("outputs", [])
-        cell.update({"outputs": [o for o in outputs if WIDGET not in o.get("data", {})]} if outputs else {})
-        for output in outputs:
+        if cell.cell_type == "markdown":
+            cell.source = equations.myst(cell.source)
+            continue
+        cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
+        for output in cell.outputs:
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
-                cell.metadata["mystnb"] = {"image": {"alt": alt}}
+                width = output.metadata["image/png"]["width"]
+                output.data = {"text/html": picture(output.data, f"{name}-{cell.id}", width, alt, figures)}
+                output.metadata = {}
     return notebook
+
+
+def picture(data: dict[str, str], name: str, width: int, alt: str, figures: Path) -> str:
+    """Write a figure's files and return its HTML: drawn for light and for dark, and without motion where that is asked."""
+    drawings = {"": data["image/png"], "-night": data.get(NIGHT)}
+    parts = []
+    for kind, encoded in drawings.items():
+        if encoded is None:
+            continue
+        file = figures / f"{name}{kind}.png"
+        file.write_bytes(base64.b64decode(encoded))
+        with Image.open(file) as image:
+            height = round(width * image.height / image.width)
+            shown = "" if NIGHT not in data else "only-dark" if kind else "only-light"
+            tag = (
+                f'<img class="{shown}" src="../_static/figures/{file.name}" alt="{html.escape(alt, quote=True)}" '
+                f'width="{width}" height="{height}" loading="lazy">'
+            )
+            if getattr(image, "n_frames", 1) > 1:
+                image.seek(image.n_frames - 1)
+                still = f"{name}-still.png"
+                image.convert("RGB").save(figures / still)
+                source = f'<source media="(prefers-reduced-motion: reduce)" srcset="../_static/figures/{still}">'
+                tag = f"<picture>{source}{tag}</picture>"
+        parts.append(tag)
+    return f'<div class="figure-of-cell">{"".join(parts)}</div>'
 
 
 def status_table() -> str:
@@ -42,7 +79,7 @@ def status_table() -> str:
     record = json.loads((EXECUTED / "runs.json").read_text())
     rows = ["| notebook | wall time (s) | peak memory (MiB) |", "|---|--:|--:|"]
     rows += [f"| [{n}]({n}.ipynb) | {r['seconds']:.0f} | {r['peak_mib']:.0f} |" for n, r in record["runs"].items()]
-    rows += ["", f"All of them, two at a time: {record['seconds']:.0f} s.", "", "| | |", "|---|---|"]
+    rows += ["", f"All of them, two at a time: {record['seconds']:.0f} s.", "", "| what | value |", "|---|---|"]
     rows += [f"| {key} | {value} |" for key, value in record["hardware"].items()]
     return "\n".join(rows) + "\n"
 
@@ -92,7 +129,7 @@ def models() -> str:
             f"and noise), {bound['error_over_images']:.3f} over images",
             "classifier behind the features": f"{card['accuracy']:.1%} of the test set right",
         }
-        rows = [f"## {path.stem}", "", "| | |", "|---|---|"]
+        rows = [f"## {path.stem}", "", "| what | value |", "|---|---|"]
         rows += [f"| {name} | {value} |" for name, value in facts.items()]
         rows += [
             "",
@@ -123,15 +160,31 @@ def models() -> str:
     return "\n\n".join(pages) + "\n"
 
 
+def citation() -> str:
+    """Return ``CITATION.cff`` as a BibTeX entry, in MyST."""
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    fields = {
+        "title": cff["title"],
+        "author": "{" + " and ".join(author["name"] for author in cff["authors"]) + "}",
+        "year": cff["date-released"][:4],
+        "version": cff["version"],
+        "url": cff["repository-code"],
+    }
+    lines = [f"  {name:8}= {{{value}}}," for name, value in fields.items()]
+    return "\n".join(["```bibtex", "@software{ddpm_nb,", *lines, "}", "```", ""])
+
+
 def stage() -> None:
     """Lay out the source tree that Jupyter Book reads."""
     shutil.rmtree(STAGE, ignore_errors=True)
     shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("checkpoints", "__pycache__", ".*"))
+    figures = STAGE / "book" / "static" / "figures"
+    figures.mkdir()
     for path in sorted((STAGE / "book").glob("*.ipynb")):
         executed = EXECUTED / path.name
         if not executed.is_file():
             raise SystemExit(f"{executed} is missing: run book/tools/execute.py first")
-        nbformat.write(for_reading(nbformat.read(executed, 4)), path)
+        nbformat.write(for_reading(nbformat.read(executed, 4), path.stem, figures), path)
     generated = STAGE / "book" / "_generated"
     generated.mkdir(exist_ok=True)
     pages = {
@@ -140,6 +193,7 @@ def stage() -> None:
         "verification": register.verification_table(),
         "errata": register.errata(),
         "models": models(),
+        "citation": citation(),
     }
     for name, text in pages.items():
         (generated / f"{name}.md").write_text(text)

@@ -20,13 +20,13 @@ REGISTER = BOOK / "register" / "symbols"
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$]+)\$", re.DOTALL)
 WORDS = re.compile(r"\\(?:text|textbf|textrm|mathrm|operatorname\*?|begin|end|tag|label|quad|qquad)\s*\{[^{}]*\}")
 GREEK = (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau "
-    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell"
-).split()
-ACCENTS = "hat bar tilde vec dot widehat widetilde overline boldsymbol mathbf mathcal mathbb mathsf".split()
-LETTER = rf"\\(?:{'|'.join(GREEK)})(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]"
+    "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau|"
+    "upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega|ell"
+)
+ACCENTS = "hat|bar|tilde|vec|dot|widehat|widetilde|overline|boldsymbol|mathbf|mathcal|mathbb|mathsf"
+LETTER = rf"\\(?:{GREEK})(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]"
 SYMBOL = re.compile(
-    rf"(?:\\(?P<accent>{'|'.join(ACCENTS)})\s*\{{?\s*(?P<under>{LETTER})\s*\}}?|(?P<plain>{LETTER}))"
+    rf"(?:\\(?P<accent>{ACCENTS})\s*\{{?\s*(?P<under>{LETTER})\s*\}}?|(?P<plain>{LETTER}))"
     r"(?:_(?:\{(?P<braced>[^{}]*)\}|(?P<bare>\\[A-Za-z]+|[A-Za-z0-9])))?"
 )
 
@@ -61,6 +61,16 @@ def used(path: Path) -> dict[str, set[str]]:
     return found
 
 
+def registered(name: str) -> dict[str, str]:
+    """Return the register of a chapter. Raises ``ValueError`` for a symbol that it lists twice."""
+    text = (REGISTER / f"{name}.yaml").read_text()
+    found = yaml.safe_load(text)
+    entries = re.findall(r"^[^#\s].*?:", text, re.MULTILINE)
+    if len(entries) != len(found):
+        raise ValueError(f"{name}: a symbol has two entries")
+    return found
+
+
 def unregistered(path: Path, register: dict[str, str]) -> dict[str, set[str]]:
     """Return the letters of a notebook that no entry covers, with the forms that are not covered."""
     missing = {}
@@ -76,8 +86,7 @@ def main() -> int:
     for path in sorted(BOOK.glob("*.ipynb")):
         if sys.argv[1:] and path.stem not in sys.argv[1:]:
             continue
-        file = REGISTER / f"{path.stem}.yaml"
-        register = yaml.safe_load(file.read_text()) if file.is_file() else {}
+        register = registered(path.stem) if (REGISTER / f"{path.stem}.yaml").is_file() else {}
         forms = set().union(*used(path).values(), used(path))
         for base, rest in sorted(unregistered(path, register).items()):
             print(f"{path.stem}: {base} is not registered; it occurs as {', '.join(sorted(rest))}")

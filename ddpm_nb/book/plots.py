@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+from ddpm_nb.book.night import to_night
 from ddpm_nb.pictures import contact_sheet, picture
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ __all__ = [
     "COLORS",
     "animate",
     "draw_images",
+    "film",
     "show",
     "show_choices",
     "use_style",
@@ -28,6 +31,10 @@ __all__ = [
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, distinct to readers with any form of colour vision."""
+
+
+NIGHT = "application/vnd.ddpm-nb.night"
+"""Kind of the output that carries a figure's drawing for dark pages, where ``DDPM_NB_NIGHT`` asks for one."""
 
 
 def use_style() -> None:
@@ -55,6 +62,8 @@ def use_style() -> None:
 def show(figure: Figure, alt: str) -> None:
     """Display ``figure`` as a PNG with its alternative text, and close it.
 
+    Where the environment variable ``DDPM_NB_NIGHT`` is set, as it is when the book is built, the output also holds the
+    figure redrawn for dark pages.
     The text also is the output's plain form, which is what a reader sees where images are not stored.
     Raises ``ValueError`` for an empty ``alt``.
     """
@@ -65,14 +74,28 @@ def show(figure: Figure, alt: str) -> None:
         raise ValueError(
             "alt: expected a sentence that says what the figure shows"
         )
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=160)
+    data = {"image/png": _png(figure), "text/plain": f"Figure: {alt}"}
+    if os.environ.get("DDPM_NB_NIGHT"):
+        to_night(figure)
+        data[NIGHT] = base64.b64encode(_png(figure)).decode()
     plt.close(figure)
     width = round(figure.get_size_inches()[0] * 96)
-    data = {"image/png": png.getvalue(), "text/plain": f"Figure: {alt}"}
     display(
         data, raw=True, metadata={"image/png": {"alt": alt, "width": width}}
     )
+
+
+def _png(figure: Figure) -> bytes:
+    """Return a figure as a PNG of 256 colours, sharp on screens with two pixels to the point."""
+    from PIL import Image
+
+    drawn, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=192)
+    few = (
+        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    )
+    few.save(png, format="PNG", optimize=True)
+    return png.getvalue()
 
 
 def animate(
@@ -111,6 +134,76 @@ def animate(
         raw=True,
         metadata={"image/png": {"alt": alt, "width": first.width}},
     )
+
+
+def film(
+    figure: Figure,
+    draw: Callable[[int], object],
+    frames: int,
+    alt: str,
+    seconds: float = 0.1,
+    plays: int = 2,
+) -> None:
+    """Display ``figure`` as a film: ``draw(i)`` changes its artists for frame i. Then close it.
+
+    The output is an animated PNG that stops by itself after ``plays`` rounds and rests on the last frame. As for
+    ``show``, it is drawn again for dark pages where that is asked for. Raises ``ValueError`` for an empty ``alt``.
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    if not alt.strip():
+        raise ValueError(
+            "alt: expected a sentence that says what the film shows"
+        )
+    data = {
+        "image/png": _film(figure, draw, frames, seconds, plays),
+        "text/plain": f"Film: {alt}",
+    }
+    if os.environ.get("DDPM_NB_NIGHT"):
+        to_night(figure)
+        night = _film(figure, draw, frames, seconds, plays)
+        data[NIGHT] = base64.b64encode(night).decode()
+    plt.close(figure)
+    width = round(figure.get_size_inches()[0] * 96)
+    display(
+        data, raw=True, metadata={"image/png": {"alt": alt, "width": width}}
+    )
+
+
+def _film(
+    figure: Figure,
+    draw: Callable[[int], object],
+    frames: int,
+    seconds: float,
+    plays: int,
+) -> bytes:
+    from PIL import Image
+
+    def drawn(i: int) -> Image.Image:
+        draw(i)
+        raw = io.BytesIO()
+        figure.savefig(raw, format="png", dpi=120)
+        return Image.open(raw).convert("RGB")
+
+    first = drawn(frames - 1).quantize(
+        64, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+    )
+    pictures = [
+        drawn(i).quantize(palette=first, dither=Image.Dither.NONE)
+        for i in range(frames)
+    ]
+    png = io.BytesIO()
+    pictures[0].save(
+        png,
+        format="PNG",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=[round(1000 * seconds)] * (frames - 1) + [2500],
+        loop=plays,
+        optimize=True,
+    )
+    return png.getvalue()
 
 
 def show_choices(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "book" / "tools"))
+import equations  # noqa: E402
+
 HTML = ROOT / "_build" / "html"
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
@@ -75,8 +79,9 @@ def test_page_shows_the_notebook_that_was_executed(site: dict[str, Page], page: 
     assert not [o for o in outputs if o.output_type == "error"]
     figures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(figures) >= 2
-    shown = [image for image in site[page].images if "_images/" in str(image.get("src"))]
-    assert len(shown) == len(figures)
+    shown = [str(image.get("src")) for image in site[page].images if "figures/" in str(image.get("src"))]
+    assert len([source for source in shown if not source.endswith("-night.png")]) == len(figures)
+    assert len([source for source in shown if source.endswith("-night.png")]) >= 2
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -102,7 +107,7 @@ def test_every_loaded_file_and_linked_page_exists(site: dict[str, Page], page: s
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_figure_has_alt_text(site: dict[str, Page], page: str) -> None:
-    figures = [image for image in site[page].images if "_images/" in str(image.get("src"))]
+    figures = [image for image in site[page].images if re.search("_images/|figures/", str(image.get("src")))]
     assert [i.get("src") for i in figures if len((i.get("alt") or "").split()) < 5] == []
     assert [i.get("src") for i in site[page].images if not i.get("alt")] == []
 
@@ -121,10 +126,19 @@ def test_equations_are_numbered_and_unique(site: dict[str, Page]) -> None:
         for page in NOTEBOOKS
         for cell in nbformat.read(ROOT / f"{page}.ipynb", 4).cells
         if cell.cell_type == "markdown"
-        for label in re.findall(r"\$\$ \((eq-[a-z0-9-]+)\)", cell.source)
+        for label, _ in equations.defined(cell.source)
     ]
     assert len(defined) == len(set(defined)), "a label is defined twice"
     assert sorted(labels) == sorted(f"equation-{label}" for label in defined)
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS)
+def test_the_numbers_in_the_notebook_are_those_of_the_page(page: str) -> None:
+    html = (HTML / f"{page}.html").read_text()
+    built = dict(re.findall(r'id="equation-(eq-[a-z0-9-]+)">\s*<span class="eqno">\(([\d.]+)\)', html))
+    notebook = nbformat.read(ROOT / f"{page}.ipynb", 4)
+    committed = dict(found for cell in equations.prose(notebook) for found in equations.defined(cell.source))
+    assert committed == built
 
 
 CHROMIUM = next((found for name in ("chromium", "google-chrome", "chrome") if (found := shutil.which(name))), None)

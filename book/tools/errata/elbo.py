@@ -7,7 +7,6 @@ error is á¾±_t on average, and the true reverse step is a Gaussian of variance Î
 from __future__ import annotations
 
 import math
-from collections import Counter
 from functools import cache
 
 import torch
@@ -164,12 +163,6 @@ def model_moves_encoder_stays() -> Numbers:
     _, steps, prior = parts(BETA_TILDE)
     blind = x_0_weight(S, STEPS).sum().item()
     return {"before": blind + prior, "after": steps.sum().item() + prior}
-
-
-def two_titles() -> Numbers:
-    """Headings of chapter 4 of the document that occur more than once."""
-    titles = Counter(["ELBO derivation", "ELBO decomposition", "ELBO decomposition", "Network prediction approaches"])
-    return {"most": max(titles.values())}
 
 
 def forward_kernel_below() -> Numbers:

@@ -28,12 +28,6 @@ def distance_from_noise() -> Numbers:
     return {"T": T, "nats": nats}
 
 
-def signal_left() -> Numbers:
-    """Return what is left of the signal at the end of the chain."""
-    abar = SCHEDULE.alpha_bar(T).item()
-    return {"T": T, "abar": abar, "signal": abar**0.5}
-
-
 def law_at_the_end() -> Numbers:
     """Return mean and divergence of the last marginal for Gaussian data."""
     data = GaussianMixture([1.0], [[1.0]], [0.25]).diffused(GaussianDiffusion(SCHEDULE), T)

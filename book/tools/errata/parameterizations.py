@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddpm_nb.bound import eps_weight, reverse_step, step_term, x_0_weight
-from ddpm_nb.denoiser import EPS, V
+from ddpm_nb.denoiser import V
 from ddpm_nb.diffusion import GaussianDiffusion, posterior_var
 from ddpm_nb.gaussian import expected_quadratic_form, kl_multivariate
 from ddpm_nb.schedule import added_var, linear_schedule
@@ -141,14 +141,6 @@ def product_and_bar_in_the_weight() -> Numbers:
         "T": T,
         "from_the_bar": (S.alpha(500) / S.alpha_bar(500)).item(),
     }
-
-
-def heading_only() -> Numbers:
-    """Vilhes 8.6: the last line under the heading against the mean."""
-    t, eps = 500, -0.6 * ONE
-    right = Q.posterior(EPS.x_0(Q, eps, ONE, t), ONE, t - 1, t).mean.item()
-    printed = ((1 - S.beta(t) / S.level(t).noise * eps) / S.alpha(t).sqrt()).item()
-    return {"printed": printed, "right": right}
 
 
 def noise_of_one_step() -> Numbers:

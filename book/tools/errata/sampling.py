@@ -44,24 +44,6 @@ def _gain(q: GaussianDiffusion, t: int) -> float:
     return (s.beta(t) / (s.alpha(t) * s.level(t).noise_var).sqrt()).item()
 
 
-def better_variance() -> Numbers:
-    """Delivered variance with β̃ and with β, for data of three variances."""
-    small, large = (
-        {v: 100 * (_delivered(v, T, choice) - 1) for v in (0.04, 0.25, 1.0)} for choice in ("beta_tilde", "beta")
-    )
-    narrow_small, middle_small, wide_small = small.values()
-    narrow_large, middle_large, wide_large = large.values()
-    return {
-        "T": T,
-        "narrow_small": narrow_small,
-        "narrow_large": narrow_large,
-        "middle_small": middle_small,
-        "middle_large": middle_large,
-        "wide_small": wide_small,
-        "wide_large": wide_large,
-    }
-
-
 def unstable_term() -> Numbers:
     """How far an error of the predicted noise moves the mean, at the start of the walk."""
     return {
@@ -71,13 +53,6 @@ def unstable_term() -> Numbers:
         "next_step": T - 1,
         "cosine_next": _gain(COSINE, T - 1),
     }
-
-
-def noise_weight() -> Numbers:
-    """The weight of the noise in the mean at the end of the walk, and the factor that does explode, at its start."""
-    weight = {t: (Q.schedule.beta(t) / Q.schedule.level(t).noise).item() for t in (1, T)}
-    explodes = {t: Q.schedule.snr(t).rsqrt().item() for t in (1, T)}
-    return {"weight_T": weight[T], "T": T, "weight_1": weight[1], "explodes_T": explodes[T], "explodes_1": explodes[1]}
 
 
 def smaller_variance() -> Numbers:

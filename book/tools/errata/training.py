@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from ddpm_nb.bound import eps_weight
-from ddpm_nb.data import DATASETS
 from ddpm_nb.schedule import added_var, linear_schedule
 from errata import Numbers
 
@@ -38,19 +37,6 @@ def reversed_sign() -> Numbers:
     """The printed sum at the best prediction and at the answer 0, for data of variance 1: Var(ε | x_t) = ᾱ_t."""
     best = SCHEDULE.alpha_bar(torch.arange(1, T + 1)).sum().item()
     return {"T": T, "lowest": -best, "worst": -T}
-
-
-def wrong_name_of_the_data() -> Numbers:
-    """Classes of the data set that are digits."""
-    classes = DATASETS["fashion_mnist"].classes
-    digits = [name for name in classes if name in DATASETS["mnist"].classes]
-    return {"images": len(digits), "classes": len(classes)}
-
-
-def missing_reference() -> Numbers:
-    """Works cited without an entry in the list of references."""
-    cited, listed = {"1", "2", "3", "4", "unet"}, {"1", "2", "3", "4"}
-    return {"missing": len(cited - listed), "cited": len(cited)}
 
 
 def scale_of_the_target() -> Numbers:
