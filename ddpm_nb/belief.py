@@ -72,13 +72,11 @@ class Belief(Parameterization):
                 f"y of shape {tuple(y.shape)}: expected (batch, {self.outputs} · channels, ...)"
             )
         y = y.to(torch.promote_types(y.dtype, torch.float32))
-        y = y.reshape(
-            y.shape[0], self.outputs, y.shape[1] // self.outputs, *y.shape[2:]
-        )
+        channels = y.shape[1] // self.outputs
+        y = y.reshape(y.shape[0], self.outputs, channels, *y.shape[2:])
         mu, tau, weight = y.tensor_split([self.parts, 2 * self.parts], dim=1)
-        apart = (
-            torch.arange(self.parts, device=y.device, dtype=y.dtype) + 0.5
-        ) / self.parts - 0.5
+        k = torch.arange(self.parts, device=y.device, dtype=y.dtype)
+        apart = (k + 0.5) / self.parts - 0.5
         mu = mu + apart.reshape(-1, *[1] * (y.ndim - 2))
         return mu, self.spacing + F.softplus(tau - 1.0), weight.log_softmax(1)
 
@@ -88,32 +86,29 @@ class Belief(Parameterization):
         """x̂_0 = Σ_g g p(g | x_t), t ≥ 1. Shape and dtype of ``x_t``. Book: [the belief](#eq-b4-belief)."""
         level = q.schedule.level(t)
         mu, tau, weight = self.stated(y)
-        seen = x_t.to(mu) * coefficient(
-            1 / level.signal, x_t.to(mu)
-        )  # x_t/√ᾱ = x_0 + σ̃ ε
+        x = x_t.to(mu)
+        # The network sees x_0 + σ̃ ε = x_t/√ᾱ.
+        seen = x * coefficient(1 / level.signal, x)
         sigma = coefficient(level.sigma, seen)
         seen, sigma = seen[:, None], (torch.zeros_like(seen) + sigma)[:, None]
-        # The product of N(g; μ, τ²) and N(seen; g, σ̃²) is N(seen; μ, τ² + σ̃²) N(g; mean, deviation²).
+        # As densities in g, N(g; μ, τ²) N(seen; g, σ̃²) is the number
+        # N(seen; μ, τ² + σ̃²) times N(g; centre, deviation²).
         var = tau.square() + sigma.square()
-        log_mass, mean = self._on_levels(
-            torch.lerp(mu, seen, tau.square() / var),
-            tau * sigma * var.rsqrt(),
-            sigma,
-        )
-        log_prior_mass = _on_line(mu, tau, self.spacing)[0]
-        log_gaussians = (
-            log_mass - log_prior_mass - (seen - mu).square() / (2 * var)
-        )
-        log_ends = [
+        centre = torch.lerp(mu, seen, tau.square() / var)
+        deviation = tau * sigma * var.rsqrt()
+        log_mass, mean = self._on_levels(centre, deviation, sigma)
+        log_prior_mass, _ = _on_line(mu, tau, self.spacing)
+        misfit = (seen - mu).square() / (2 * var)
+        log_gaussians = log_mass - log_prior_mass - misfit
+        log_low, log_high = (
             -(seen - end).square() / (2 * sigma.square()) for end in (-1.0, 1.0)
-        ]
-        posterior = (weight + torch.cat([log_gaussians, *log_ends], 1)).softmax(
-            1
         )
-        means, low, high = posterior.tensor_split(
-            [self.parts, self.parts + 1], dim=1
-        )
-        return ((means * mean).sum(1) - low[:, 0] + high[:, 0]).to(x_t.dtype)
+        log_likelihood = torch.cat([log_gaussians, log_low, log_high], 1)
+        posterior = (weight + log_likelihood).softmax(1)
+        K = self.parts
+        inside, low, high = posterior.tensor_split([K, K + 1], dim=1)
+        x_0 = (inside * mean).sum(1) - low[:, 0] + high[:, 0]
+        return x_0.to(x_t.dtype)
 
     def eps(
         self, q: GaussianDiffusion, y: Tensor, x_t: Tensor, t: Time
@@ -132,24 +127,21 @@ class Belief(Parameterization):
     ) -> Tensor:
         """ε̂ − ε = √SNR (x_0 − x̂_0), without the cancellation of a difference of noises. Shape of ``x_0``."""
         level = q.schedule.level(t)
-        return coefficient(level.signal / level.noise, x_0) * (
-            x_0 - self.x_0(q, y, x_t, t)
-        )
+        sqrt_snr = coefficient(level.signal / level.noise, x_0)
+        return sqrt_snr * (x_0 - self.x_0(q, y, x_t, t))
 
     def _on_levels(
         self, centre: Tensor, deviation: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return log Σ_g exp(−(g − centre)²/2 deviation²) and that law's mean, by sums where the noise is narrow."""
         few = _near(centre, deviation, self.spacing, self.grey_levels)
-        all_ = _on_line(
-            centre, deviation.clamp(min=self.spacing / 2), self.spacing
-        )
-        narrow = (
-            noise < self.spacing
-        )  # else the deviation is at least spacing/√2, for τ is at least spacing
-        return torch.where(narrow, few[0], all_[0]), torch.where(
-            narrow, few[1], all_[1]
-        )
+        # The deviation is at least spacing/√2 where the noise is not narrow,
+        # for τ is at least spacing: there nothing is cut off here.
+        wide = deviation.clamp(min=self.spacing / 2)
+        many = _on_line(centre, wide, self.spacing)
+        narrow = noise < self.spacing
+        log_mass = torch.where(narrow, few[0], many[0])
+        return log_mass, torch.where(narrow, few[1], many[1])
 
 
 def _near(
@@ -162,19 +154,12 @@ def _near(
         -_REACH, _REACH + 1, dtype=centre.dtype, device=centre.device
     )
     level = nearest[..., None] + steps
-    power = (
-        -0.5
-        * (
-            (level - place[..., None]) * (spacing / deviation)[..., None]
-        ).square()
-    )
-    power = power.masked_fill(
-        (level < 0) | (level > grey_levels - 1), -math.inf
-    )
+    off = (level - place[..., None]) * (spacing / deviation)[..., None]
+    outside = (level < 0) | (level > grey_levels - 1)
+    power = (-0.5 * off.square()).masked_fill(outside, -math.inf)
     log_mass = power.logsumexp(-1)
-    return log_mass, (
-        nearest + (power - log_mass[..., None]).exp() @ steps
-    ) * spacing - 1
+    share = (power - log_mass[..., None]).exp()
+    return log_mass, (nearest + share @ steps) * spacing - 1
 
 
 def _on_line(
@@ -187,9 +172,9 @@ def _on_line(
     """
     edge = 1 + spacing / 2
     low, high = (-edge - centre) / deviation, (edge - centre) / deviation
-    flip = (
-        low + high > 0
-    )  # to the lower tail, where differences of the distribution function keep their digits
+    # Mirror intervals of the upper tail to the lower one, where differences of
+    # the distribution function keep their digits.
+    flip = low + high > 0
     log_low = torch.special.log_ndtr(torch.where(flip, -high, low))
     log_high = torch.special.log_ndtr(torch.where(flip, -low, high))
     log_share = log_high + torch.log(-torch.expm1(log_low - log_high))
@@ -199,15 +184,11 @@ def _on_line(
     )
     cell = (spacing / deviation).square() / 24
     more = (cell * (high * at_high - low * at_low)).clamp(-0.3, 0.3)
-    shift = (
-        at_low
-        - at_high
-        - cell * (at_high * (1 - high.square()) - at_low * (1 - low.square()))
-    )
+    bend = at_high * (1 - high.square()) - at_low * (1 - low.square())
+    shift = at_low - at_high - cell * bend
     mean = (centre + deviation * shift / (1 + more)).clamp(-1, 1)
-    return log_share + torch.log1p(more) + torch.log(
-        deviation * (math.sqrt(2 * math.pi) / spacing)
-    ), mean
+    log_peak = torch.log(deviation * (math.sqrt(2 * math.pi) / spacing))
+    return log_share + torch.log1p(more) + log_peak, mean
 
 
 PARAMETERIZATIONS.register("belief", Belief())

@@ -44,12 +44,10 @@ __all__ = [
     "x_0_weight",
 ]
 
-Decoder = Callable[
-    [Tensor, Gaussian], Tensor
-]  # (x_0, p(x_0 | x_1)) -> log probability in nats, (batch,)
-Reverse = Callable[
-    [Tensor, Time], Gaussian
-]  # (x_t, t) -> p(x_{t−1} | x_t); t is 1, or a tensor of steps from 2 on
+# (x_0, p(x_0 | x_1)) -> log probability in nats, (batch,)
+Decoder = Callable[[Tensor, Gaussian], Tensor]
+# (x_t, t) -> p(x_{t−1} | x_t); t is 1, or a tensor of steps from 2 on
+Reverse = Callable[[Tensor, Time], Gaussian]
 
 
 def simple_loss(
@@ -92,9 +90,8 @@ class BoundTerms:
 
 def prior_term(q: GaussianDiffusion, x_0: Tensor) -> Tensor:
     """L_T = KL(q(x_T | x_0) ‖ N(0, I)), ``(batch,)``: no parameter in it. Book: [](#eq-prior-term)."""
-    return q.marginal(x_0, q.schedule.T).kl(
-        Gaussian(torch.zeros_like(x_0), 1.0)
-    )
+    prior = Gaussian(torch.zeros_like(x_0), 1.0)
+    return q.marginal(x_0, q.schedule.T).kl(prior)
 
 
 def step_term(
@@ -106,9 +103,8 @@ def step_term(
     variance: Variance = posterior_var,
 ) -> Tensor:
     """L_{t−1} = KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)), ``(batch,)``, for t ≥ 2. Book: [](#eq-step-term)."""
-    return q.posterior(x_0, x_t, t - 1, t).kl(
-        reverse_step(q, denoise, x_t, t, variance)
-    )
+    model = reverse_step(q, denoise, x_t, t, variance)
+    return q.posterior(x_0, x_t, t - 1, t).kl(model)
 
 
 def reconstruction_term(
@@ -176,9 +172,8 @@ def bound_draw(
     """
     n, T = len(x_0), q.schedule.T
     place = (torch.arange(n) + torch.rand((), generator=generator)) / n
-    t = 2 + (
-        (T - 1) * place[torch.randperm(n, generator=generator)]
-    ).long().clamp(max=T - 2).to(x_0.device)
+    place = place[torch.randperm(n, generator=generator)]
+    t = 2 + ((T - 1) * place).long().clamp(max=T - 2).to(x_0.device)
     with torch.no_grad():
         x_t = q.marginal(x_0, t).sample(generator)
         step = q.posterior(x_0, x_t, t - 1, t).kl(reverse(x_t, t))
@@ -208,10 +203,9 @@ def eps_weight(
     """
     before, here = schedule.levels(t - 1, t)
     beta, alpha = added_var(before, here), here.alpha_bar / before.alpha_bar
-    return torch.as_tensor(
-        beta**2 / (2 * variance(before, here) * alpha * here.noise_var),
-        dtype=torch.float64,
-    )
+    var = variance(before, here)
+    weight = beta**2 / (2 * var * alpha * here.noise_var)
+    return torch.as_tensor(weight, dtype=torch.float64)
 
 
 def density_decoder(x_0: Tensor, law: Gaussian) -> Tensor:
@@ -231,27 +225,19 @@ def discretized_decoder(levels: int) -> Decoder:
 
     def log_prob(x_0: Tensor, law: Gaussian) -> Tensor:
         std = law.var.sqrt()
-        upper = torch.where(
-            x_0 > 1 - half, math.inf, (x_0 + half - law.mean) / std
-        )
-        lower = torch.where(
-            x_0 < -1 + half, -math.inf, (x_0 - half - law.mean) / std
-        )
-        # Mirror to the lower tail, where differences of the distribution function keep their digits.
+        upper = (x_0 + half - law.mean) / std
+        upper = torch.where(x_0 > 1 - half, math.inf, upper)
+        lower = (x_0 - half - law.mean) / std
+        lower = torch.where(x_0 < -1 + half, -math.inf, lower)
+        # Mirror intervals of the upper tail to the lower one, where differences
+        # of the distribution function keep their digits.
         flip = lower + upper > 0
-        low, high = (
-            torch.where(flip, -upper, lower),
-            torch.where(flip, -lower, upper),
-        )
-        log_high, log_low = (
-            torch.special.log_ndtr(high),
-            torch.special.log_ndtr(low),
-        )
-        return (
-            (log_high + torch.log(-torch.expm1(log_low - log_high)))
-            .flatten(1)
-            .sum(1)
-        )
+        low = torch.where(flip, -upper, lower)
+        high = torch.where(flip, -lower, upper)
+        log_low = torch.special.log_ndtr(low)
+        log_high = torch.special.log_ndtr(high)
+        log_mass = log_high + torch.log(-torch.expm1(log_low - log_high))
+        return log_mass.flatten(1).sum(1)
 
     return log_prob
 
@@ -284,10 +270,8 @@ def ledger(terms: BoundTerms) -> Ledger:
         raise ValueError(
             f"{n} samples: expected at least two, a standard error needs them"
         )
-    rows = torch.cat(
-        [terms.reconstruction[None], terms.steps, terms.prior[None]]
-    )
-    total = terms.total
+    first, last = terms.reconstruction[None], terms.prior[None]
+    rows, total = torch.cat([first, terms.steps, last]), terms.total
     return Ledger(
         rows.mean(1),
         rows.std(1) / math.sqrt(n),
@@ -310,12 +294,8 @@ def reverse_step(
     before, here = q.schedule.levels(t - 1, t)
     mean = q.posterior(denoise(x_t, t), x_t, t - 1, t).mean
     first = not isinstance(t, Tensor) and t == 1
-    return Gaussian(
-        mean,
-        coefficient(
-            added_var(before, here) if first else variance(before, here), x_t
-        ),
-    )
+    var = added_var(before, here) if first else variance(before, here)
+    return Gaussian(mean, coefficient(var, x_t))
 
 
 def step_gap(
@@ -333,12 +313,10 @@ def step_gap(
     between the true step and the model's. Book: [the true reverse step](#eq-b4-true-step).
     """
     s = t - 1
-    ahead = q.transition(x_s, s, t).log_prob(x_t)
-    true = (
-        law.diffused(q, s).log_prob(x_s)
-        + ahead
-        - law.diffused(q, t).log_prob(x_t)
-    )
+    log_q_s = law.diffused(q, s).log_prob(x_s)
+    log_q_t = law.diffused(q, t).log_prob(x_t)
+    log_step = q.transition(x_s, s, t).log_prob(x_t)
+    true = log_q_s + log_step - log_q_t
     return true - reverse_step(q, denoise, x_t, t, variance).log_prob(x_s)
 
 
@@ -369,9 +347,8 @@ def gap_terms(
             x_t = q.transition(x_s, t - 1, t).sample(generator)
             steps.append(step_gap(law, q, denoise, x_s, x_t, t, variance))
             x_s = x_t
-        return BoundTerms(
-            _prior_gap(law, q, x_s), torch.stack(steps)[1:], steps[0]
-        )
+        prior = _prior_gap(law, q, x_s)
+        return BoundTerms(prior, torch.stack(steps)[1:], steps[0])
 
 
 def exact_gaps(
@@ -389,17 +366,12 @@ def exact_gaps(
             ahead = q.transition(x_s, t - 1, t)
             x_t = ahead.from_noise(z)
             pairs = x_s.expand_as(x_t).reshape(-1, 1), x_t.reshape(-1, 1)
-            return (
-                step_gap(law, q, denoise, *pairs, t, variance).reshape(
-                    x_t.shape
-                )
-                @ weights
-            )
+            gaps = step_gap(law, q, denoise, *pairs, t, variance)
+            return gaps.reshape(x_t.shape) @ weights
 
         return expectation(law.diffused(q, t - 1), given, nodes)
 
     T = q.schedule.T
-    prior = expectation(
-        law.diffused(q, T), lambda x_T: _prior_gap(law, q, x_T), nodes
-    )
+    q_T = law.diffused(q, T)
+    prior = expectation(q_T, lambda x_T: _prior_gap(law, q, x_T), nodes)
     return torch.stack([*(kl(t) for t in range(1, T + 1)), prior])

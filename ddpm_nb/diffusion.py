@@ -58,7 +58,8 @@ class GaussianDiffusion:
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, NoiseSchedule):
             raise TypeError(
-                f"schedule: expected a NoiseSchedule such as linear_schedule(), got {type(self.schedule).__name__}"
+                "schedule: expected a NoiseSchedule such as linear_schedule(), "
+                f"got {type(self.schedule).__name__}"
             )
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> Gaussian:
@@ -76,10 +77,8 @@ class GaussianDiffusion:
         Source: Roysdon (2), Malhotra (2.4). Book: [t steps at once](#eq-marginal).
         """
         level = self.schedule.level(t)
-        return Gaussian(
-            coefficient(level.signal, x_0) * x_0,
-            coefficient(level.noise_var, x_0),
-        )
+        mean = coefficient(level.signal, x_0) * x_0
+        return Gaussian(mean, coefficient(level.noise_var, x_0))
 
     def posterior(self, x_0: Tensor, x_t: Tensor, s: Time, t: Time) -> Gaussian:
         """q(x_s | x_t, x_0), by Bayes' rule on the transition and the marginal; at s = 0 exactly a point mass at x_0.
@@ -103,7 +102,6 @@ def weighted_sum(a: Number, x: Tensor, b: Number, y: Tensor) -> Tensor:
     if isinstance(b, Tensor):
         return torch.addcmul(scaled, coefficient(b, y), y)
     if scaled.shape == y.shape and scaled.dtype == y.dtype:
-        return scaled.add_(
-            y, alpha=b
-        )  # in the memory that is at hand: a third less of it moves
+        # Adding in place moves a third less memory.
+        return scaled.add_(y, alpha=b)
     return torch.add(scaled, y, alpha=b)

@@ -40,6 +40,12 @@ def _on_host(value: float | Tensor) -> bool:
     return not torch.is_tensor(value) or value.device.type == "cpu"
 
 
+def _has_zero(value: float | Tensor) -> bool:
+    if isinstance(value, Tensor):
+        return bool((value == 0).any())
+    return value == 0
+
+
 class Gaussian:
     r"""N(mean, var I), coordinates independent. Book: [the Gaussian density](#eq-gaussian-density).
 
@@ -68,9 +74,8 @@ class Gaussian:
                 f"mean of dtype {mean.dtype}: expected a floating-point tensor"
             )
         self._mean = mean
-        self._var = (
-            var if type(var) is float and var >= 0 else _variance(var, mean)
-        )
+        shared = type(var) is float and var >= 0
+        self._var = var if shared else _variance(var, mean)
 
     @property
     def mean(self) -> Tensor:
@@ -80,19 +85,15 @@ class Gaussian:
     @property
     def var(self) -> Tensor:
         """The variance of each coordinate, in the dtype of ``mean``; 0-d on the host where all share it."""
-        return (
-            self._var
-            if isinstance(self._var, Tensor)
-            else torch.tensor(self._var, dtype=self._mean.dtype)
-        )
+        if isinstance(self._var, Tensor):
+            return self._var
+        return torch.tensor(self._var, dtype=self._mean.dtype)
 
     def __repr__(self) -> str:
-        var = (
-            f"of shape {tuple(self._var.shape)}"
-            if isinstance(self._var, Tensor)
-            else f"{self._var:.6g}"
-        )
-        return f"Gaussian(mean of shape {tuple(self._mean.shape)}, var {var})"
+        mean, var = f"mean of shape {tuple(self._mean.shape)}", self._var
+        if isinstance(var, Tensor):
+            return f"Gaussian({mean}, var of shape {tuple(var.shape)})"
+        return f"Gaussian({mean}, var {var:.6g})"
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw mean + √var z, z ~ N(0, I). Shape of ``mean``. A variance of 0 shared by the batch draws nothing."""
@@ -103,9 +104,7 @@ class Gaussian:
         z = torch.randn(
             mean.shape, generator=generator, dtype=mean.dtype, device=device
         )
-        return self.from_noise(
-            z if device == mean.device else z.to(mean.device)
-        )
+        return self.from_noise(z.to(mean.device))
 
     def from_noise(self, z: Tensor) -> Tensor:
         """Return mean + √var z, the draw that belongs to the noise z. Book: [](#eq-reparameterization)."""
@@ -116,16 +115,13 @@ class Gaussian:
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats, summed over the event: shape ``(batch,)``. A point mass has none: ``ValueError``."""
         var = self._positive_var()
-        return _sum_event(
-            -0.5 * ((x - self._mean) ** 2 / var + _log(2 * math.pi * var))
-        )
+        distance = (x - self._mean) ** 2 / var
+        return _sum_event(-0.5 * (distance + _log(2 * math.pi * var)))
 
     def entropy(self) -> Tensor:
         """½ log(2πe var) summed over the event, in nats: shape ``(batch,)``. Book: [entropy](#eq-gaussian-entropy)."""
-        return _sum_event(
-            0.5 * _log(2 * math.pi * math.e * self._positive_var())
-            + torch.zeros_like(self._mean)
-        )
+        each = 0.5 * _log(2 * math.pi * math.e * self._positive_var())
+        return _sum_event(each + torch.zeros_like(self._mean))
 
     def kl(self, other: Gaussian) -> Tensor:
         """KL(self ‖ other) in nats, summed over the event: shape ``(batch,)``.
@@ -134,18 +130,16 @@ class Gaussian:
         ``self`` is a point mass, undefined (``ValueError``) if ``other`` is one.
         """
         var = other._positive_var()
-        excess = (
-            (self._var - var) / var
-        )  # r - 1 for the ratio r of variances: r - 1 - log r without loss
+        # The excess is r − 1 for the ratio r of the variances. Computed from
+        # their difference it keeps its digits in r − 1 − log r, for r near 1.
+        excess = (self._var - var) / var
         distance = (self._mean - other._mean) ** 2 / var
         return _sum_event(0.5 * (distance + (excess - _log1p(excess))))
 
     def _positive_var(self) -> Tensor | float:
         """The variance, checked where the host can see it: a GPU would have to be waited for."""
         var = self._var
-        if _on_host(var) and (
-            bool((var == 0).any()) if isinstance(var, Tensor) else var == 0
-        ):
+        if _on_host(var) and _has_zero(var):
             raise ValueError(
                 "var = 0: a point mass has no density; at s = 0 use the decoder term of the bound instead"
             )
@@ -161,11 +155,7 @@ def _variance(var: Tensor | float, mean: Tensor) -> Tensor | float:
             )
         smallest = var.min().item() if _on_host(var) and var.numel() else 0.0
         shared = var.ndim == 0 and _on_host(var) and not var.requires_grad
-        var = (
-            var.item()
-            if shared
-            else var.to(device=mean.device, dtype=mean.dtype)
-        )
+        var = var.item() if shared else var.to(mean)
     else:
         var = smallest = float(var)
     if not smallest >= 0:
@@ -196,9 +186,8 @@ def product(a: Gaussian, b: Gaussian) -> tuple[Gaussian, Tensor]:
     Precisions add and means average with precision weights. Book: [product of densities](#eq-gaussian-product).
     """
     total = a.var + b.var
-    law = Gaussian(
-        (a.mean * b.var + b.mean * a.var) / total, a.var * b.var / total
-    )
+    mean = (a.mean * b.var + b.mean * a.var) / total
+    law = Gaussian(mean, a.var * b.var / total)
     return law, Gaussian(a.mean, total).log_prob(b.mean)
 
 
@@ -213,15 +202,14 @@ def observe(
     Book: [Bayes' rule for Gaussians](#eq-gaussian-bayes). Both variances 0 is contradictory: ``ValueError``.
     """
     evidence = factor**2 * prior.var + noise_var
-    if _on_host(evidence) and bool((torch.as_tensor(evidence) == 0).any()):
+    if _on_host(evidence) and _has_zero(evidence):
         raise ValueError(
-            "prior.var and noise_var are both 0: an exact prior cannot be updated by an exact observation"
+            "prior.var and noise_var are both 0: an exact prior cannot be "
+            "updated by an exact observation"
         )
     gain = factor * prior.var / evidence
-    return Gaussian(
-        prior.mean + gain * (y - factor * prior.mean),
-        prior.var * noise_var / evidence,
-    )
+    mean = prior.mean + gain * (y - factor * prior.mean)
+    return Gaussian(mean, prior.var * noise_var / evidence)
 
 
 def _covariance(name: str, cov: Tensor, d: int) -> Tensor:
@@ -246,17 +234,14 @@ def kl_multivariate(
     Means are ``(d,)``, covariances ``(d, d)``; ``ValueError`` for a matrix that is not a covariance.
     """
     d = mean_1.shape[0]
-    chol_1, chol_2 = (
-        _covariance("cov_1", cov_1, d),
-        _covariance("cov_2", cov_2, d),
-    )
+    chol_1 = _covariance("cov_1", cov_1, d)
+    chol_2 = _covariance("cov_2", cov_2, d)
+    apart = (mean_2 - mean_1)[:, None]
     ratio = torch.linalg.solve_triangular(chol_2, chol_1, upper=False)
-    shift = torch.linalg.solve_triangular(
-        chol_2, (mean_2 - mean_1)[:, None], upper=False
-    )
-    log_det = 2 * (
-        chol_2.diagonal().log().sum() - chol_1.diagonal().log().sum()
-    )
+    shift = torch.linalg.solve_triangular(chol_2, apart, upper=False)
+    half_log_det_1 = chol_1.diagonal().log().sum()
+    half_log_det_2 = chol_2.diagonal().log().sum()
+    log_det = 2 * (half_log_det_2 - half_log_det_1)
     return 0.5 * (ratio.square().sum() + shift.square().sum() - d + log_det)
 
 
@@ -269,13 +254,10 @@ def conditional(
     [conditioning](#eq-gaussian-conditioning). ``mean`` is ``(d,)``, ``cov`` ``(d, d)``, ``value`` ``(len(observed),)``.
     """
     b = torch.tensor(observed)
-    a = torch.tensor(
-        [i for i in range(mean.shape[0]) if i not in set(observed)]
-    )
+    a = torch.tensor([i for i in range(len(mean)) if i not in set(observed)])
     gain = torch.linalg.solve(cov[b][:, b], cov[b][:, a]).mT
-    return mean[a] + gain @ (value - mean[b]), cov[a][:, a] - gain @ cov[b][
-        :, a
-    ]
+    mean_given_b = mean[a] + gain @ (value - mean[b])
+    return mean_given_b, cov[a][:, a] - gain @ cov[b][:, a]
 
 
 def expected_quadratic_form(

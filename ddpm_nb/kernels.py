@@ -42,10 +42,10 @@ class Law(Protocol):
         """Draw x_s."""
 
 
-Kernel = Callable[[Tensor, Any, Any], Law]  # (x_t, s, t) -> law of x_s
-GaussianKernel = Callable[
-    [Tensor, Any, Any], Gaussian
-]  # the same, where mean and variance are known
+# (x_t, s, t) -> law of x_s
+Kernel = Callable[[Tensor, Any, Any], Law]
+# the same, where mean and variance are known
+GaussianKernel = Callable[[Tensor, Any, Any], Gaussian]
 
 
 class Multistep:
@@ -95,14 +95,10 @@ def spaced(
     for i in range(1, steps):
         wanted = values[-1] + (values[0] - values[-1]) * i / (steps - 1)
         right = min(max(bisect.bisect_left(values, wanted), 1), T - 1)
-        nearest = (
-            right + 1
-            if values[right] - wanted < wanted - values[right - 1]
-            else right
-        )
-        times.append(
-            max(min(nearest, times[-1] - 1), steps - i)
-        )  # each lower than the last, with room for the rest
+        above, below = values[right] - wanted, wanted - values[right - 1]
+        nearest = right + 1 if above < below else right
+        # Each time is lower than the one before and leaves room for the rest.
+        times.append(max(min(nearest, times[-1] - 1), steps - i))
     return [*times, 0]
 
 
@@ -163,19 +159,19 @@ def follow(
     noise: Iterable[Tensor] | None = None,
 ) -> Iterator[State]:
     """Yield the states of a walk along any times, unchecked: those of an SDE may rise. See :func:`walk`."""
-    quiet, draws = torch.no_grad(), None if noise is None else iter(noise)
+    draws = None if noise is None else iter(noise)
+    quiet = torch.no_grad()
     for t, s in pairwise(times):
         with quiet:
-            law, kernel = (
-                kernel.advance(x, s, t)
-                if isinstance(kernel, Multistep)
-                else (kernel(x, s, t), kernel)
-            )
-            x = (
-                law.sample(generator)
-                if draws is None
-                else _gaussian(law).from_noise(next(draws))
-            )
+            if isinstance(kernel, Multistep):
+                law, kernel = kernel.advance(x, s, t)
+            else:
+                law = kernel(x, s, t)
+            if draws is None:
+                x = law.sample(generator)
+            else:
+                z = next(draws)
+                x = _gaussian(law).from_noise(z)
         yield State(x, s)
 
 

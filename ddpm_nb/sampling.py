@@ -69,9 +69,8 @@ def variance_between(share: float) -> Variance:
         )
 
     def variance(before: Level, here: Level) -> Tensor | float:
-        return added_var(before, here) ** share * posterior_var(
-            before, here
-        ) ** (1 - share)
+        beta, beta_tilde = added_var(before, here), posterior_var(before, here)
+        return beta**share * beta_tilde ** (1 - share)
 
     return variance
 
@@ -105,11 +104,7 @@ class DDIM:
         """Return the law of x_s."""
         before, here = self.q.schedule.levels(s, t)
         var = self.eta**2 * posterior_var(before, here)
-        direction = sqrt(max(before.noise_var - var, 0.0)) / here.noise
-        mean = weighted_sum(
-            before.signal - direction * here.signal,
-            self.denoise(x_t, t),
-            direction,
-            x_t,
-        )
+        on_x_t = sqrt(max(before.noise_var - var, 0.0)) / here.noise
+        on_x_0 = before.signal - on_x_t * here.signal
+        mean = weighted_sum(on_x_0, self.denoise(x_t, t), on_x_t, x_t)
         return Gaussian(mean, var)

@@ -60,15 +60,10 @@ class Level:
     def of(cls, log_alpha_bar: Number) -> Level:
         """Return the level at which log ᾱ is ``log_alpha_bar``, a float or a tensor."""
         compute: Any = _functions(log_alpha_bar)
-        noise_var = 0.0 - compute.expm1(
-            log_alpha_bar
-        )  # not -expm1: a zero with a minus sign makes SNR_0 = −∞
-        return cls(
-            compute.exp(log_alpha_bar / 2),
-            compute.sqrt(noise_var),
-            noise_var,
-            log_alpha_bar,
-        )
+        # Not −expm1(..): a zero with a minus sign makes SNR_0 = −∞.
+        noise_var = 0.0 - compute.expm1(log_alpha_bar)
+        signal, noise = compute.exp(log_alpha_bar / 2), compute.sqrt(noise_var)
+        return cls(signal, noise, noise_var, log_alpha_bar)
 
     @property
     def alpha_bar(self) -> Any:
@@ -83,12 +78,10 @@ class Level:
     @property
     def log_snr(self) -> Any:
         """Log of the signal-to-noise ratio, in nats."""
-        return (
-            math.inf
-            if self._is_clean
-            else self.log_alpha_bar
-            - _functions(self.noise_var).log(self.noise_var)
-        )
+        if self._is_clean:
+            return math.inf
+        log_noise_var = _functions(self.noise_var).log(self.noise_var)
+        return self.log_alpha_bar - log_noise_var
 
     @property
     def sigma(self) -> Any:
@@ -163,9 +156,8 @@ class NoiseSchedule:
     @classmethod
     def from_betas(cls, betas: Tensor | Sequence[float]) -> NoiseSchedule:
         """Build the schedule in which step t adds variance ``betas[t - 1]``, each strictly between 0 and 1."""
-        beta = torch.as_tensor(
-            betas, dtype=torch.float64, device="cpu"
-        ).detach()
+        beta = torch.as_tensor(betas, dtype=torch.float64, device="cpu")
+        beta = beta.detach()
         if beta.ndim != 1 or len(beta) == 0:
             raise ValueError(
                 f"betas of shape {tuple(beta.shape)}: expected (T,), β_1 first"
@@ -174,7 +166,8 @@ class NoiseSchedule:
         if len(wrong):
             t = int(wrong[0]) + 1
             raise ValueError(
-                f"β_{t} = {beta[t - 1].item()}: expected a variance strictly between 0 and 1"
+                f"β_{t} = {beta[t - 1].item()}: "
+                "expected a variance strictly between 0 and 1"
             )
         return cls(torch.cat([beta.new_zeros(1), torch.log1p(-beta).cumsum(0)]))
 
@@ -193,10 +186,8 @@ class NoiseSchedule:
         """Return the levels of an earlier step s and a later one t; ``ValueError`` unless s < t."""
         if type(s) is int and type(t) is int and 0 <= s < t < len(self._levels):
             return self._levels[s], self._levels[t]
-        before, here = (
-            self._levels_of("s", s, least=0),
-            self._levels_of("t", t, least=0),
-        )
+        before = self._levels_of("s", s, least=0)
+        here = self._levels_of("t", t, least=0)
         _check_order(s, t)
         return before, here
 
@@ -207,9 +198,8 @@ class NoiseSchedule:
     def alpha(self, t: Time) -> Tensor:
         """α_t = 1 − β_t, for t ≥ 1."""
         before, here = self._step(t)
-        return _float64(
-            Level.of(here.log_alpha_bar - before.log_alpha_bar).alpha_bar
-        )
+        one_step = Level.of(here.log_alpha_bar - before.log_alpha_bar)
+        return _float64(one_step.alpha_bar)
 
     def beta(self, t: Time) -> Tensor:
         """β_t, the variance added in step t, for t ≥ 1."""
@@ -258,21 +248,17 @@ class NoiseSchedule:
 
 
 def _float64(value: Number) -> Tensor:
-    return (
-        value
-        if torch.is_tensor(value)
-        else torch.tensor(value, dtype=torch.float64)
-    )
+    if torch.is_tensor(value):
+        return value
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _check_order(s: Time, t: Time) -> None:
     if torch.is_tensor(s) or torch.is_tensor(t):
-        if any(
-            torch.is_tensor(time) and time.device.type != "cpu"
-            for time in (s, t)
-        ):
+        earlier, later = torch.as_tensor(s), torch.as_tensor(t)
+        if any(steps.device.type != "cpu" for steps in (earlier, later)):
             return  # reading a GPU's steps would make the host wait for it
-        if bool((torch.as_tensor(s) >= torch.as_tensor(t)).any()):
+        if bool((earlier >= later).any()):
             raise ValueError(
                 f"s = {s}, t = {t}: expected s < t for every sample, the earlier step first"
             )
@@ -289,11 +275,9 @@ def linear_schedule(
 
     The ends are those of one step, so that for another T they give another amount of noise: see :data:`SCHEDULES`.
     """
-    return NoiseSchedule.from_betas(
-        torch.linspace(
-            beta_1, beta_T, whole_number("T", T, least=1), dtype=torch.float64
-        )
-    )
+    T = whole_number("T", T, least=1)
+    beta = torch.linspace(beta_1, beta_T, T, dtype=torch.float64)
+    return NoiseSchedule.from_betas(beta)
 
 
 def _linear_shape(T: int) -> NoiseSchedule:
@@ -312,9 +296,8 @@ def cosine_schedule(
         raise ValueError(f"offset = {offset}: expected a number of at least 0")
     u = torch.arange(whole_number("T", T, least=1) + 1, dtype=torch.float64) / T
     signal = torch.cos((u + offset) / (1 + offset) * (math.pi / 2)).square()
-    return NoiseSchedule.from_betas(
-        (1 - signal[1:] / signal[:-1]).clamp(max=max_beta)
-    )
+    beta = 1 - signal[1:] / signal[:-1]
+    return NoiseSchedule.from_betas(beta.clamp(max=max_beta))
 
 
 def log_snr_schedule(
@@ -329,14 +312,10 @@ def log_snr_schedule(
         raise ValueError(
             f"first = {first}, last = {last}: expected first > last, the log SNR falls"
         )
-    log_snr = torch.linspace(
-        first, last, whole_number("T", T, least=2), dtype=torch.float64
-    )
-    return NoiseSchedule(
-        torch.cat(
-            [log_snr.new_zeros(1), torch.nn.functional.logsigmoid(log_snr)]
-        )
-    )
+    T = whole_number("T", T, least=2)
+    log_snr = torch.linspace(first, last, T, dtype=torch.float64)
+    table = torch.nn.functional.logsigmoid(log_snr)
+    return NoiseSchedule(torch.cat([table.new_zeros(1), table]))
 
 
 def refined(schedule: NoiseSchedule, finer: int) -> NoiseSchedule:
@@ -346,10 +325,8 @@ def refined(schedule: NoiseSchedule, finer: int) -> NoiseSchedule:
     [](#eq-m7-limit).
     """
     whole_number("finer", finer, least=1)
-    log_snr = torch.tensor(
-        [schedule.level(t).log_snr for t in range(1, schedule.T + 1)],
-        dtype=torch.float64,
-    )
+    old = [schedule.level(t).log_snr for t in range(1, schedule.T + 1)]
+    log_snr = torch.tensor(old, dtype=torch.float64)
     share = torch.arange(finer, dtype=torch.float64) / finer
     between = torch.lerp(log_snr[:-1, None], log_snr[1:, None], share).flatten()
     table = torch.nn.functional.logsigmoid(torch.cat([between, log_snr[-1:]]))
@@ -376,8 +353,8 @@ def coefficient(value: Any, x: Tensor) -> Any:
         return value
     if value.ndim == 1 and value.shape[0] not in (1, x.shape[0]):
         raise ValueError(
-            f"t of shape {tuple(value.shape)}: expected ({x.shape[0]},), one step for each sample"
+            f"t of shape {tuple(value.shape)}: expected ({x.shape[0]},), "
+            "one step for each sample"
         )
-    return value.to(device=x.device, dtype=x.dtype).reshape(
-        value.shape + (1,) * (x.ndim - value.ndim)
-    )
+    value = value.to(device=x.device, dtype=x.dtype)
+    return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))

@@ -43,9 +43,8 @@ __all__ = [
     "solve_ode",
 ]
 
-Field = Callable[
-    [Tensor, float], Tensor
-]  # (x, u) -> a vector at x: a drift or a score, of the shape of x
+# (x, u) -> a vector at x: a drift or a score, of the shape of x
+Field = Callable[[Tensor, float], Tensor]
 Data = TypeVar("Data", GaussianMixture, CorrelatedGaussian)
 
 
@@ -86,7 +85,8 @@ class VPSDE:
         """q(x_v | x_u) = N(√(ᾱ(v)/ᾱ(u)) x_u, (1 − ᾱ(v)/ᾱ(u)) I) for u ≤ v, exact. Book: [](#eq-s5-transition)."""
         if not 0 <= u <= v <= 1:
             raise ValueError(
-                f"u = {u}, v = {v}: expected 0 <= u <= v <= 1, the earlier time first"
+                f"u = {u}, v = {v}: expected 0 <= u <= v <= 1, "
+                "the earlier time first"
             )
         step = Level.of(self.log_alpha_bar(v) - self.log_alpha_bar(u))
         return Gaussian(step.signal * x, step.noise_var)
@@ -101,11 +101,10 @@ class VPSDE:
 
     def law(self, data: Data, u: float) -> Data:
         """q_u, the law of X_u for X_0 ~ data. Book: [the diffused mixture](#eq-mixture-marginal)."""
-        return (
-            data
-            if u == 0
-            else data.diffused(GaussianDiffusion(observed(self, [u])), 1)
-        )
+        if u == 0:
+            return data
+        one_step = GaussianDiffusion(observed(self, [u]))
+        return data.diffused(one_step, 1)
 
     def forward(self) -> Process:
         """Return the process from data to noise."""
@@ -119,13 +118,13 @@ class VPSDE:
         """
         if not noise >= 0:
             raise ValueError(
-                f"noise = {noise}: expected a factor of at least 0 (0: ODE, 1: Anderson's SDE)"
+                f"noise = {noise}: expected a factor of at least 0 "
+                "(0: ODE, 1: Anderson's SDE)"
             )
 
         def drift(x: Tensor, u: float) -> Tensor:
-            return self.drift(x, u) - 0.5 * (1 + noise**2) * self.rate(
-                u
-            ) * score(x, u)
+            weight = 0.5 * (1 + noise**2) * self.rate(u)
+            return self.drift(x, u) - weight * score(x, u)
 
         return Process(drift, lambda u: noise * self.diffusion(u), arrow=-1)
 
@@ -134,7 +133,8 @@ def linear_sde(rate_0: float = 0.1, rate_1: float = 20.0) -> VPSDE:
     """β(u) on a line from ``rate_0`` to ``rate_1``, the linear schedule for T → ∞. Book: [](#eq-s5-linear-rate)."""
     if not 0 < rate_0 <= rate_1:
         raise ValueError(
-            f"rate_0 = {rate_0}, rate_1 = {rate_1}: expected 0 < rate_0 <= rate_1"
+            f"rate_0 = {rate_0}, rate_1 = {rate_1}: "
+            "expected 0 < rate_0 <= rate_1"
         )
     return VPSDE(
         lambda u: rate_0 + u * (rate_1 - rate_0),
@@ -149,26 +149,25 @@ def cosine_sde(offset: float = 0.008, max_rate: float = 999.0) -> VPSDE:
     """
     if not (offset >= 0 and max_rate > 0):
         raise ValueError(
-            f"offset = {offset}, max_rate = {max_rate}: expected offset >= 0 and max_rate > 0"
+            f"offset = {offset}, max_rate = {max_rate}: "
+            "expected offset >= 0 and max_rate > 0"
         )
     slope = math.pi / (1 + offset)
-    cut = max(
-        math.atan(max_rate / slope) / (slope / 2) - offset, 0.0
-    )  # where the rate reaches max_rate
+    # The rate reaches max_rate at the time `cut` and stays there.
+    cut = max(math.atan(max_rate / slope) / (slope / 2) - offset, 0.0)
+
+    def rate(u: float) -> float:
+        if u >= cut:
+            return max_rate
+        return slope * math.tan(slope / 2 * (u + offset))
 
     def log_alpha_bar(u: float) -> float:
         free = min(u, cut)
-        signal = math.cos(slope / 2 * (free + offset)) / math.cos(
-            slope / 2 * offset
-        )
+        start = math.cos(slope / 2 * offset)
+        signal = math.cos(slope / 2 * (free + offset)) / start
         return 2 * math.log(signal) - max_rate * (u - free)
 
-    return VPSDE(
-        lambda u: (
-            max_rate if u >= cut else slope * math.tan(slope / 2 * (u + offset))
-        ),
-        log_alpha_bar,
-    )
+    return VPSDE(rate, log_alpha_bar)
 
 
 def log_snr_sde(
@@ -207,13 +206,15 @@ def chain_sde(schedule: NoiseSchedule) -> VPSDE:
         # u = t/T must find step t, also when t/T·T rounds to just above t.
         return min(max(math.ceil(u * T - 1e-9), 1), T)
 
+    def rate(u: float) -> float:
+        t = step(u)
+        return T * (table[t - 1] - table[t])
+
     def log_alpha_bar(u: float) -> float:
         t = step(u)
         return table[t] + (table[t] - table[t - 1]) * (u * T - t)
 
-    return VPSDE(
-        lambda u: T * (table[step(u) - 1] - table[step(u)]), log_alpha_bar
-    )
+    return VPSDE(rate, log_alpha_bar)
 
 
 def observed(sde: VPSDE, times: Sequence[float]) -> NoiseSchedule:
@@ -221,9 +222,8 @@ def observed(sde: VPSDE, times: Sequence[float]) -> NoiseSchedule:
 
     ``observed(chain_sde(schedule), [1/T, ..., 1])`` is ``schedule``. Book: [the chain is an SDE](#eq-chain-rate).
     """
-    return NoiseSchedule(
-        torch.tensor([0.0, *map(sde.log_alpha_bar, times)], dtype=torch.float64)
-    )
+    table = [0.0, *map(sde.log_alpha_bar, times)]
+    return NoiseSchedule(torch.tensor(table, dtype=torch.float64))
 
 
 def exact_score(sde: VPSDE, data: Data) -> Field:
@@ -245,10 +245,8 @@ def euler_maruyama_step(
         raise ValueError(
             f"times go from {u} to {v}: expected them to {'rise' if process.arrow > 0 else 'fall'}"
         )
-    return Gaussian(
-        x + process.drift(x, u) * (v - u),
-        process.diffusion(u) ** 2 * abs(v - u),
-    )
+    mean = x + process.drift(x, u) * (v - u)
+    return Gaussian(mean, process.diffusion(u) ** 2 * abs(v - u))
 
 
 def euler_maruyama_kernel(process: Process) -> GaussianKernel:
@@ -266,9 +264,8 @@ def euler_maruyama(
 
     Raises ``ValueError`` where ``times`` run against the process.
     """
-    for state in follow(
-        euler_maruyama_kernel(process), x, times.tolist(), generator
-    ):
+    kernel = euler_maruyama_kernel(process)
+    for state in follow(kernel, x, times.tolist(), generator):
         yield state.t, state.x
 
 
@@ -279,7 +276,8 @@ def langevin_step(score: Field, x: Tensor, u: float, size: float) -> Gaussian:
     """
     if not size >= 0:
         raise ValueError(
-            f"size = {size}: expected at least 0, the variance that the step adds"
+            f"size = {size}: expected at least 0, "
+            "the variance that the step adds"
         )
     return Gaussian(x + 0.5 * size * score(x, u), float(size))
 
@@ -311,11 +309,11 @@ class PredictorCorrector:
         first, size = self.predictor(x, after, before), self.size(after)
         if size == 0 or self.corrections == 0:
             return first
-        return _Corrected(
-            first,
-            lambda x: langevin_step(self.score, x, after, size),
-            self.corrections,
-        )
+
+        def move(x: Tensor) -> Law:
+            return langevin_step(self.score, x, after, size)
+
+        return _Corrected(first, move, self.corrections)
 
 
 @dataclass(frozen=True, eq=False)
@@ -365,20 +363,16 @@ def fokker_planck_residual(
     ``density`` is (x, u) ↦ q_u(x), ``(n, 1)``. Zero, up to O(h²), for the density of the process.
     Book: [Fokker–Planck](#eq-s5-fokker-planck).
     """
-    here, diffusivity = (
-        density(x, u),
-        process.arrow * 0.5 * process.diffusion(u) ** 2,
-    )
+    here = density(x, u)
+    diffusivity = process.arrow * 0.5 * process.diffusion(u) ** 2
     residual = (density(x, u + h) - density(x, u - h)) / (2 * h)
-    for i, shift in enumerate(
-        h * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    ):
+    shifts = h * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    for i, shift in enumerate(shifts):
         left, right = x - shift, x + shift
         q_left, q_right = density(left, u), density(right, u)
-        transport = (
-            process.drift(right, u)[:, [i]] * q_right
-            - process.drift(left, u)[:, [i]] * q_left
-        )
+        flow_left = process.drift(left, u)[:, [i]] * q_left
+        flow_right = process.drift(right, u)[:, [i]] * q_right
+        transport = flow_right - flow_left
         spread = q_right - 2 * here + q_left
         residual = residual + transport / (2 * h) - diffusivity * spread / h**2
     return residual

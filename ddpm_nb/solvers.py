@@ -58,9 +58,8 @@ class Heun:
         push = before.noise - keep * here.noise  # √ᾱ_s (σ̃_s − σ̃_t)
         eps = predicted_noise(self.q, self.denoise, x_t, t)
         x_s = weighted_sum(keep, x_t, push, eps)
-        if s > 0 and not (
-            here.sigma > 2.5 and here.sigma > self.leap * before.sigma
-        ):
+        leaps = here.sigma > 2.5 and here.sigma > self.leap * before.sigma
+        if s > 0 and not leaps:
             eps = (eps + predicted_noise(self.q, self.denoise, x_s, s)) / 2
             x_s = weighted_sum(keep, x_t, push, eps)
         return Gaussian(x_s, 0.0)
@@ -98,19 +97,17 @@ class DPMSolver2M(Multistep):
         x_0 = direction = self.denoise(x_t, t)
         if s > 0 and self.memory is not None:
             earlier, x_0_earlier = self.memory
-            # h/h′: twice λ in both, which cancels
-            ratio = (before.log_snr - here.log_snr) / (
-                here.log_snr - self.q.schedule.level(earlier).log_snr
-            )
-            direction = weighted_sum(
-                1 + ratio / 2, x_0, -ratio / 2, x_0_earlier
-            )
+            # Both steps are in log SNR = 2λ: the factor 2 cancels in h/h′.
+            h = before.log_snr - here.log_snr
+            h_earlier = here.log_snr - self.q.schedule.level(earlier).log_snr
+            half = h / h_earlier / 2
+            direction = weighted_sum(1 + half, x_0, -half, x_0_earlier)
         keep = before.noise / here.noise
-        # √ᾱ_s (1 − e^{−h}) with e^{−h} = keep · √(ᾱ_t/ᾱ_s), which holds at s = 0 too, where h is infinite
+        # This is √ᾱ_s (1 − e^{−h}), for e^{−h} = keep · √(ᾱ_t/ᾱ_s). It also
+        # holds at s = 0, where h is infinite.
         push = before.signal - keep * here.signal
-        return Gaussian(weighted_sum(keep, x_t, push, direction), 0.0), replace(
-            self, memory=(t, x_0)
-        )
+        x_s = weighted_sum(keep, x_t, push, direction)
+        return Gaussian(x_s, 0.0), replace(self, memory=(t, x_0))
 
 
 def corrected(
@@ -138,16 +135,13 @@ def corrected(
         raise ValueError(f"ratio = {ratio}: expected a positive number")
 
     def score(x: Tensor, s: int) -> Tensor:
-        return predicted_noise(q, denoise, x, s) * (
-            -1 / q.schedule.level(s).noise
-        )
+        factor = -1 / q.schedule.level(s).noise
+        return predicted_noise(q, denoise, x, s) * factor
 
-    return PredictorCorrector(
-        predictor,
-        score,
-        lambda s: ratio * q.schedule.level(s).noise_var,
-        corrections,
-    )
+    def size(s: int) -> float:
+        return ratio * q.schedule.level(s).noise_var
+
+    return PredictorCorrector(predictor, score, size, corrections)
 
 
 SAMPLERS: Registry[Callable[[GaussianDiffusion, Denoiser], Kernel]] = Registry(
