@@ -18,10 +18,12 @@ import yaml
 BOOK = Path(__file__).resolve().parents[1]
 REGISTER = BOOK / "register" / "symbols"
 FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$]+)\$", re.DOTALL)
-WORDS = re.compile(r"\\(?:text|textbf|textrm|mathrm|operatorname\*?|begin|end|tag|label|quad|qquad)\s*\{[^{}]*\}")
+WORDS = re.compile(
+    r"\\begin\{array\}\{[lcr]+\}|\\(?:text|textbf|textrm|mathrm|operatorname\*?|begin|end|tag|label|quad|qquad)\s*\{[^{}]*\}"
+)
 GREEK = (
     "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau|"
-    "upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega|ell"
+    "upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega|ell|varrho"
 )
 ACCENTS = "hat|bar|tilde|vec|dot|widehat|widetilde|overline|boldsymbol|mathbf|mathcal|mathbb|mathsf"
 LETTER = rf"\\(?:{GREEK})(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]"
