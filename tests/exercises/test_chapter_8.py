@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -178,6 +179,14 @@ def test_the_right_answers_of_these_tests_pass() -> None:
     }
     for number, answer in answers.items():
         assert verdict(number, answer) is None
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_arguments_may_have_any_name(number: str, solution: Any) -> None:
+    answer = solution(number)
+    names = [f"renamed_{i}" for i in range(len(inspect.signature(answer).parameters))]
+    renamed = eval(f"lambda {', '.join(names)}: answer({', '.join(names)})", {"answer": answer})
+    assert verdict(number, renamed) is None
 
 
 def test_the_answers_mean_what_the_exercises_say(solution: Any) -> None:
