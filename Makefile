@@ -41,7 +41,7 @@ notebook-tests: $(READY)  ## execute the committed notebooks again and compare e
 	  -n 2 --dist loadfile -p no:cacheprovider $(NOTEBOOKS)
 
 site-tests: $(SITE)  ## checks of the built HTML
-	$(BIN)/python -m pytest -q tests/site
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/site
 
 lint: $(READY)  ## ruff (lint, format) and mypy
 	$(BIN)/ruff check .
