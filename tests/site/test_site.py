@@ -141,6 +141,28 @@ def test_the_numbers_in_the_notebook_are_those_of_the_page(page: str) -> None:
     assert committed == built
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_says_what_it_is_about_and_loads_nothing_unused(page: str) -> None:
+    html = (HTML / f"{page}.html").read_text()
+    description = re.search(r'<meta name="description" content="([^"]{60,})">', html)
+    assert description and f'property="og:description" content="{description[1]}"' in html
+    assert 'property="og:title"' in html
+    assert "favicon.svg" in html
+    assert "THEBE_JS_URL" not in html
+
+
+def test_a_lost_reader_finds_a_page_and_the_numbers_of_equations_are_written_down() -> None:
+    assert "book/intro.html" in (HTML / "404.html").read_text()
+    numbers = (HTML / "_static" / "equations.js").read_text()
+    for number in ("1.1", "4.29", "8.1"):
+        assert f'"{number}": ["book/0{number[0]}-' in numbers
+
+
+def test_asides_are_marked_on_the_page() -> None:
+    html = (HTML / "book/04-elbo-to-mse.html").read_text()
+    assert len(re.findall(r'<section class="[^"]*aside', html)) >= 5
+
+
 CHROMIUM = next((found for name in ("chromium", "google-chrome", "chrome") if (found := shutil.which(name))), None)
 
 
