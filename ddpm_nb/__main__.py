@@ -175,17 +175,11 @@ def options() -> argparse.ArgumentParser:
 def train(given: argparse.Namespace) -> None:
     """Train by the words of a command line."""
     device = default_device()
-    recipe = Recipe(
-        **{
-            setting.name: getattr(given, setting.name)
-            for setting in fields(Recipe)
-        }
-    ).on(device)
+    names = [setting.name for setting in fields(Recipe)]
+    recipe = Recipe(**{name: getattr(given, name) for name in names}).on(device)
     accelerator = recipe.accelerator()
-    path = (
-        given.checkpoint
-        or Path("checkpoints") / f"{recipe.dataset}.safetensors"
-    )
+    default = Path("checkpoints") / f"{recipe.dataset}.safetensors"
+    path = given.checkpoint or default
     images = load_dataset(recipe.dataset, given.root).to(accelerator.device)
     learner = recipe.learner(accelerator.device)
     if path.exists():
@@ -212,10 +206,8 @@ def train(given: argparse.Namespace) -> None:
     for step in progress:
         if step.number % 20 == 0:
             recent = torch.stack(learner.losses[-20:]).mean().item()
-            rate = progress.format_dict["rate"] or 0.0
-            progress.set_postfix_str(
-                f"loss {recent:.4f}, {rate * recipe.batch_size:.0f} images/s"
-            )
+            pace = (progress.format_dict["rate"] or 0.0) * recipe.batch_size
+            progress.set_postfix_str(f"loss {recent:.4f}, {pace:.0f} images/s")
     accelerator.end_training()
 
 
@@ -228,21 +220,14 @@ def sample(given: argparse.Namespace) -> None:
             f"model = {given.model!r}: images of {model.event[0]} channels; a PNG has 1 or 3"
         )
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    device, times = (
-        default_device(),
-        GRIDS[given.grid](model.q.schedule, given.steps),
-    )
+    device = default_device()
+    times = GRIDS[given.grid](model.q.schedule, given.steps)
     model.network.to(device)
     generator = torch.Generator().manual_seed(given.seed)
-    x_T = torch.randn(given.images, *model.event, generator=generator).to(
-        device
-    )
+    x_T = torch.randn(given.images, *model.event, generator=generator)
     kernel = make_kernel(model.q, clipped(model.denoiser))
-    images = last(
-        tqdm(
-            walk(kernel, x_T, times, generator), total=given.steps, unit="step"
-        )
-    ).x
+    states = walk(kernel, x_T.to(device), times, generator)
+    images = last(tqdm(states, total=given.steps, unit="step")).x
     aside = given.out.with_name(f".{given.out.name}.tmp")
     picture(images, columns=16).save(aside, format="PNG")
     aside.replace(given.out)
@@ -255,13 +240,11 @@ def bits(given: argparse.Namespace) -> None:
     """Estimate the bound of test images by the words of a command line, or go on where it was stopped."""
     model, device = load_model(given.model), default_device()
     card = DATASETS[model.dataset]
-    images = load_dataset(model.dataset, given.root, split="test")[
-        : given.images
-    ]
+    images = load_dataset(model.dataset, given.root, split="test")
+    images = images[: given.images]
     model.network.to(device)
-    name = Path(given.model).stem + (
-        f"-{given.finer}" if given.finer > 1 else ""
-    )
+    finer = f"-{given.finer}" if given.finer > 1 else ""
+    name = Path(given.model).stem + finer
     path = given.out or Path("bits") / f"{name}.safetensors"
     about = {
         "dataset": model.dataset,
@@ -299,12 +282,8 @@ def judge(given: argparse.Namespace) -> None:
         load_dataset(given.dataset, given.root, split=split)
         for split in ("train", "test")
     )
-    print(
-        report(
-            judged(images, space, train, test, given.parts, given.seed),
-            given.parts,
-        )
-    )
+    verdict = judged(images, space, train, test, given.parts, given.seed)
+    print(report(verdict, given.parts))
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -314,13 +293,13 @@ def main(words: Sequence[str] | None = None) -> None:
         words = ["train", *words]  # options alone are those of train
     given = options().parse_args(words)
     load_extension(given.extension)
-    {"train": train, "sample": sample, "bits": bits, "judge": judge}[
-        given.command
-    ](given)
+    commands = {"train": train, "sample": sample, "bits": bits, "judge": judge}
+    commands[given.command](given)
 
 
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:  # a wrong name, number or file: the message says what was expected
+    except ValueError as error:
+        # A wrong name, number or file: the message says what was expected.
         sys.exit(f"python -m ddpm_nb: {error}")

@@ -87,7 +87,7 @@ class Belief(Parameterization):
         level = q.schedule.level(t)
         mu, tau, weight = self.stated(y)
         x = x_t.to(mu)
-        # The network sees x_0 + σ̃ ε = x_t/√ᾱ.
+        # What is seen, x_t/√ᾱ, is the clean image plus σ̃ ε.
         seen = x * coefficient(1 / level.signal, x)
         sigma = coefficient(level.sigma, seen)
         seen, sigma = seen[:, None], (torch.zeros_like(seen) + sigma)[:, None]

@@ -67,11 +67,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        there = (
-            sorted(p.name for p in path.parent.glob("*.safetensors"))
-            if path.parent.is_dir()
-            else []
-        )
+        there = sorted(p.name for p in path.parent.glob("*.safetensors"))
         hint = f"; the folder holds {', '.join(there)}" if there else ""
         raise CheckpointError(f"{path}: no such checkpoint{hint}")
     try:
@@ -107,26 +103,24 @@ def _encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     """Turn ``value`` into JSON, moving tensors to ``tensors`` under the name of the place they stood at."""
     if torch.is_tensor(value):
         name = where
-        while (
-            name in tensors
-        ):  # keys "a/b" and "a" of "b", or 1 and "1", stand at places that read alike
+        # Keys "a/b" and "a" of "b", or 1 and "1", stand at places that read
+        # alike.
+        while name in tensors:
             name += "/"
         tensors[name] = value.detach().to("cpu").clone().contiguous()
         return {"tensor": name}
     if isinstance(value, Mapping):
-        return {
-            "items": [
-                [_key(k, where), _encode(v, f"{where}/{k}", tensors)]
-                for k, v in value.items()
-            ]
-        }
+        items = [
+            [_key(k, where), _encode(v, f"{where}/{k}", tensors)]
+            for k, v in value.items()
+        ]
+        return {"items": items}
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
-        return {
-            kind: [
-                _encode(v, f"{where}/{i}", tensors) for i, v in enumerate(value)
-            ]
-        }
+        members = [
+            _encode(v, f"{where}/{i}", tensors) for i, v in enumerate(value)
+        ]
+        return {kind: members}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(

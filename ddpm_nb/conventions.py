@@ -111,6 +111,5 @@ def convert(value: Tensor, source: str, target: str) -> Tensor:
     Raises ``ValueError`` for an unknown convention; the message names the nearest.
     """
     log_alpha_bar = choose("source", source, CONVENTIONS).log_alpha_bar(value)
-    return choose("target", target, CONVENTIONS).variable(
-        Level.of(log_alpha_bar)
-    )
+    level = Level.of(log_alpha_bar)
+    return choose("target", target, CONVENTIONS).variable(level)

@@ -52,10 +52,8 @@ def power_law(sizes: Sequence[float], errors: Sequence[float]) -> PowerLaw:
             f"{len(sizes)} sizes: expected at least 3, an interval needs them"
         )
     line = stats.linregress(np.log(sizes), np.log(errors))
-    return PowerLaw(
-        float(line.slope),
-        float(stats.t.ppf(0.975, len(sizes) - 2) * line.stderr),
-    )
+    quantile = stats.t.ppf(0.975, len(sizes) - 2)
+    return PowerLaw(float(line.slope), float(quantile * line.stderr))
 
 
 def expected_after(
@@ -78,18 +76,16 @@ def expected_after(
     spacing = line[1, 0] - line[0, 0]
     for t, s in pairwise(times[:-1]):
         p = spacing * p @ _densities(kernel(line, s, t), line)
-    law, (z, weights) = kernel(line, times[-1], times[-2]), hermite(16)
-    ends = law.from_noise(z)
+    z, weights = hermite(16)
+    ends = kernel(line, times[-1], times[-2]).from_noise(z)
     values = tests(ends.reshape(-1, 1)).reshape(*ends.shape, -1)
     return spacing * torch.einsum("n,nzm,z->m", p, values, weights)
 
 
 def _densities(law: Gaussian, line: Tensor) -> Tensor:
     """Density at ``line`` of a step from each of its points, ``(from, to)``."""
-    spacing, narrowest = (
-        (line[1, 0] - line[0, 0]).item(),
-        law.var.min().sqrt().item(),
-    )
+    spacing = (line[1, 0] - line[0, 0]).item()
+    narrowest = law.var.min().sqrt().item()
     if not spacing < narrowest:
         raise ValueError(
             f"line: its spacing {spacing:.3g} is too wide for a standard deviation of {narrowest:.3g}"
@@ -106,21 +102,16 @@ def finite_differences(
     Central differences on the grid ``(n, 1)`` and the trapezoidal rule in time (Crank–Nicolson): the error is of second
     order in both. Book: [Fokker–Planck](#eq-s5-fokker-planck).
     """
-    h, identity = (
-        (line[1, 0] - line[0, 0]).item(),
-        torch.eye(len(line), dtype=line.dtype),
-    )
+    h = (line[1, 0] - line[0, 0]).item()
+    identity = torch.eye(len(line), dtype=line.dtype)
     above, below = identity.roll(1, 1).triu(), identity.roll(-1, 1).tril()
-    first, second = (
-        (above - below) / (2 * h),
-        (above - 2 * identity + below) / h**2,
-    )
+    first = (above - below) / (2 * h)
+    second = (above - 2 * identity + below) / h**2
     for u, v in pairwise(times.tolist()):
         middle = (u + v) / 2
         spread = process.arrow * 0.5 * process.diffusion(middle) ** 2 * second
-        half = (
-            0.5 * (v - u) * (spread - first * process.drift(line, middle)[:, 0])
-        )
+        transport = first * process.drift(line, middle)[:, 0]
+        half = 0.5 * (v - u) * (spread - transport)
         p = torch.linalg.solve(identity - half, p + half @ p)
         yield v, p
 
@@ -139,18 +130,13 @@ def flow_map(
         return (law.weights * torch.special.ndtr(z)).sum(1, keepdim=True)
 
     reach = 2 * x.abs().max() + data.means.abs().max() + 1
-    low, high, wanted = (
-        -reach * torch.ones_like(x),
-        reach * torch.ones_like(x),
-        rank(x, u),
-    )
+    low, high = -reach * torch.ones_like(x), reach * torch.ones_like(x)
+    wanted = rank(x, u)
     for _ in range(60):
         middle = (low + high) / 2
         below = rank(middle, v) < wanted
-        low, high = (
-            torch.where(below, middle, low),
-            torch.where(below, high, middle),
-        )
+        low = torch.where(below, middle, low)
+        high = torch.where(below, high, middle)
     return (low + high) / 2
 
 

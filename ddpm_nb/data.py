@@ -33,9 +33,8 @@ class DataError(ValueError):
 
 
 Root = str | os.PathLike[str] | None
-Load = Callable[
-    [str, Root], tuple[Tensor, Tensor]
-]  # (split, root) -> images and labels, see load_dataset
+# (split, root) -> images and labels, see load_dataset
+Load = Callable[[str, Root], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -120,14 +119,13 @@ def load_labels(name: str, root: Root = None, split: str = "train") -> Tensor:
 
 
 def _digits(split: str, root: Root) -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import (
-        load_digits,
-    )  # a second to import, needed here only
+    from sklearn.datasets import load_digits  # takes a second to import
     from sklearn.model_selection import train_test_split
 
     choose("split", split, _SPLITS)
     bunch = load_digits()
-    # Of each class its share, drawn at random: the set is in an order of its own, and every fifth image is another law.
+    # Of each class its share, drawn at random: the set is in an order of its
+    # own, and every fifth image is another law.
     parts = train_test_split(
         bunch.images,
         bunch.target,
@@ -136,9 +134,8 @@ def _digits(split: str, root: Root) -> tuple[Tensor, Tensor]:
         random_state=0,
     )
     images, labels = parts[split == "test" :: 2]
-    return torch.from_numpy(images.astype(np.float32))[:, None].div_(8.0).sub_(
-        1.0
-    ), torch.from_numpy(labels)
+    pixels = torch.from_numpy(images.astype(np.float32))[:, None]
+    return pixels.div_(8.0).sub_(1.0), torch.from_numpy(labels)
 
 
 @dataclass(frozen=True)
@@ -162,26 +159,24 @@ class IDXFiles:
             f"{choose('split', split, _SPLITS)}-{kind}"
             for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
         )
-        root = (
-            root if root is not None else os.environ.get("DDPM_NB_DATA") or None
-        )
-        paths = (
-            _local(self.name, Path(root), self.md5)
-            if root is not None
-            else _downloaded(self)
-        )
+        paths = self._paths(root)
         contents = {
             file: _verified(path, file, self.md5)
             for file, path in paths.items()
         }
-        pixels = np.frombuffer(contents[images], np.uint8, offset=16).reshape(
-            -1, 1, 28, 28
-        )
+        grey = np.frombuffer(contents[images], np.uint8, offset=16)
         numbers = np.frombuffer(contents[labels], np.uint8, offset=8)
-        scaled = (
-            torch.from_numpy(pixels.astype(np.float32)).div_(127.5).sub_(1.0)
-        )
-        return scaled, torch.from_numpy(numbers.astype(np.int64))
+        pixels = torch.from_numpy(grey.astype(np.float32))
+        pixels = pixels.reshape(-1, 1, 28, 28).div_(127.5).sub_(1.0)
+        return pixels, torch.from_numpy(numbers.astype(np.int64))
+
+    def _paths(self, root: Root) -> dict[str, Path]:
+        """Where the four files are, by name; without a folder they are downloaded."""
+        if root is None:
+            root = os.environ.get("DDPM_NB_DATA") or None
+        if root is None:
+            return _downloaded(self)
+        return _local(self.name, Path(root), self.md5)
 
 
 def _local(name: str, root: Path, files: Iterable[str]) -> dict[str, Path]:
@@ -213,14 +208,11 @@ def _verified(path: Path, file: str, md5: Mapping[str, str]) -> bytes:
         ) from error
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if digest != md5[file]:
-        twin = next(
-            (other for other, known in md5.items() if known == digest), None
-        )
-        what = (
-            f"holds {twin}"
-            if twin
-            else f"is truncated or another file ({len(content)} bytes, md5 {digest})"
-        )
+        names = {known: other for other, known in md5.items()}
+        size = f"{len(content)} bytes, md5 {digest}"
+        what = f"is truncated or another file ({size})"
+        if digest in names:
+            what = f"holds {names[digest]}"
         raise DataError(
             f"{path}: {what}; expected {file} with md5 {md5[file]} once uncompressed"
         )
@@ -258,9 +250,8 @@ def _fetch_gzipped(url: str, output_file: str, pooch_: object) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         packed = Path(folder) / "packed.gz"
-        pooch.HTTPDownloader(progressbar=True, timeout=60)(
-            url, str(packed), pooch_
-        )
+        download = pooch.HTTPDownloader(progressbar=True, timeout=60)
+        download(url, str(packed), pooch_)
         try:
             Path(output_file).write_bytes(gzip.decompress(packed.read_bytes()))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddpm_nb.diffusion import GaussianDiffusion, weighted_sum
 from ddpm_nb.registry import Registry
-from ddpm_nb.schedule import Level, Time, refined
+from ddpm_nb.schedule import Level, NoiseSchedule, Time, refined
 
 __all__ = [
     "EPS",
@@ -133,23 +133,20 @@ class NetworkDenoiser:
     q: GaussianDiffusion
 
     def __post_init__(self) -> None:
-        if not isinstance(
-            self.parameterization, Parameterization
-        ) or not isinstance(self.q, GaussianDiffusion):
+        known = isinstance(self.parameterization, Parameterization)
+        if not known or not isinstance(self.q, GaussianDiffusion):
             raise TypeError(
-                "expected NetworkDenoiser(network, parameterization, q), as in (net, EPS, q)"
+                "expected NetworkDenoiser(network, parameterization, q), "
+                "as in (net, EPS, q)"
             )
 
     def __call__(self, x_t: Tensor, t: Time) -> Tensor:
         """Return x̂_0, of the shape of ``x_t``."""
-        steps = (
-            t
-            if isinstance(t, Tensor)
-            else x_t.new_full(x_t.shape[:1], t, dtype=torch.long)
-        )
-        return self.parameterization.x_0(
-            self.q, self.network(x_t, steps), x_t, t
-        )
+        steps = t
+        if not isinstance(steps, Tensor):
+            steps = x_t.new_full(x_t.shape[:1], steps, dtype=torch.long)
+        y = self.network(x_t, steps)
+        return self.parameterization.x_0(self.q, y, x_t, t)
 
 
 def between_steps(denoise: NetworkDenoiser, finer: int) -> NetworkDenoiser:
@@ -172,9 +169,8 @@ def predicted_noise(
 ) -> Tensor:
     """Return ε̂ = (x_t − √ᾱ x̂_0)/√(1−ᾱ) of a denoiser at x_t, for t ≥ 1. Shape of ``x_t``."""
     level = q.schedule.level(t)
-    return weighted_sum(
-        1 / level.noise, x_t, -level.signal / level.noise, denoise(x_t, t)
-    )
+    on_x_t, on_x_0 = 1 / level.noise, -level.signal / level.noise
+    return weighted_sum(on_x_t, x_t, on_x_0, denoise(x_t, t))
 
 
 def check_process(
@@ -185,25 +181,24 @@ def check_process(
     A step would take its levels from one schedule and x̂_0 from another: samples that look fine and are wrong.
     """
     own = getattr(part, "q", None)
-    if (
-        not isinstance(own, GaussianDiffusion)
-        or own is q
-        or own.schedule is q.schedule
-    ):
+    if not isinstance(own, GaussianDiffusion):
         return
-    tables = own.schedule.log_alpha_bars, q.schedule.log_alpha_bars
-    # The last digit of a cosine is the processor's: a stored table and one made here may differ in it.
-    if own.schedule.T != q.schedule.T or not torch.allclose(
-        *tables, rtol=1e-9, atol=0.0
-    ):
-        ours, theirs = (
-            schedule.level(schedule.T).signal
-            for schedule in (q.schedule, own.schedule)
-        )
+    theirs, ours = own.schedule, q.schedule
+    if not _same_levels(theirs, ours):
+        their_end, our_end = theirs.level(theirs.T), ours.level(ours.T)
         raise ValueError(
-            f"q: a schedule of T = {q.schedule.T} steps that ends at √ᾱ_T = {ours:.3g}, but the {what}'s has "
-            f"T = {own.schedule.T} and √ᾱ_T = {theirs:.3g}; expected the {what}'s own q"
+            f"q: a schedule of T = {ours.T} steps that ends at √ᾱ_T = {our_end.signal:.3g}, but the {what}'s has "
+            f"T = {theirs.T} and √ᾱ_T = {their_end.signal:.3g}; expected the {what}'s own q"
         )
+
+
+def _same_levels(a: NoiseSchedule, b: NoiseSchedule) -> bool:
+    if a is b:
+        return True
+    # The last digit of a cosine is the processor's: a stored table and one made
+    # here may differ in it.
+    tables = a.log_alpha_bars, b.log_alpha_bars
+    return a.T == b.T and torch.allclose(*tables, rtol=1e-9, atol=0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,9 +43,8 @@ class Bits:
     @property
     def error_over_images(self) -> float:
         """Standard error over the images, as a sample of all images; it contains that of the estimate."""
-        return (
-            self.table.mean(0).std() / math.sqrt(self.table.shape[1])
-        ).item()
+        images = self.table.shape[1]
+        return (self.table.mean(0).std() / math.sqrt(images)).item()
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -106,22 +105,19 @@ def bits_of_images(
             raise CheckpointError(
                 f"{path}: about {stored.get('about')}, expected {about}; name another file"
             )
+        # More draws than are asked for now are kept.
         done = stored["table"]
-        table = torch.cat(
-            [done, table[len(done) :]]
-        )  # more draws than asked for now are kept
+        table = torch.cat([done, table[len(done) :]])
     decoder, starts = discretized_decoder(levels), range(0, len(images), batch)
     for draw in range(draws):
         for start in starts:
             part = slice(start, min(start + batch, len(images)))
             if bool(table[draw, part].isnan().any()):
-                generator = torch.Generator().manual_seed(
-                    int(SeedSequence([seed, draw, start]).generate_state(1)[0])
-                )
+                (word,) = SeedSequence([seed, draw, start]).generate_state(1)
+                generator = torch.Generator().manual_seed(int(word))
                 terms = bound_draw(q, reverse, images[part], generator, decoder)
-                table[draw, part] = bits_per_dim(
-                    terms.total.double().cpu(), images[0].numel()
-                )
+                nats = terms.total.double().cpu()
+                table[draw, part] = bits_per_dim(nats, images[0].numel())
                 save_checkpoint(path, {"about": about, "table": table})
             yield None
     yield Bits(table[:draws])

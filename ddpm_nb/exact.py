@@ -130,11 +130,9 @@ class GaussianMixture(_Movable):
 
     def _variances(self) -> Tensor:
         """Variances with a last axis that broadcasts over coordinates."""
-        return (
-            self.variances
-            if self.variances.ndim == 2
-            else self.variances[:, None]
-        )
+        if self.variances.ndim == 2:
+            return self.variances
+        return self.variances[:, None]
 
     def mean(self) -> Tensor:
         """E[X], shape ``(d,)``, float64."""
@@ -142,13 +140,9 @@ class GaussianMixture(_Movable):
 
     def covariance(self) -> Tensor:
         """Cov[X] = E[Cov within] + Cov of the means, shape ``(d, d)``, float64."""
-        centred = self.means - self.mean()
-        within = (
-            self.weights[:, None] * self._variances().expand_as(self.means)
-        ).sum(0)
-        return (
-            torch.diag(within) + (self.weights[:, None] * centred).mT @ centred
-        )
+        weights, centred = self.weights[:, None], self.means - self.mean()
+        within = (weights * self._variances().expand_as(self.means)).sum(0)
+        return torch.diag(within) + (weights * centred).mT @ centred
 
     def sample(
         self, n: int, generator: torch.Generator | None = None
@@ -165,22 +159,17 @@ class GaussianMixture(_Movable):
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats, shape ``(batch,)``."""
         law = self.to(x.device)
-        return (
-            law._log_joint(
-                x, torch.ones_like(law.means[:1, :1]), law._variances()[None]
-            )
-            .logsumexp(1)
-            .to(x.dtype)
-        )
+        signal = torch.ones_like(law.means[:1, :1])
+        log_joint = law._log_joint(x, signal, law._variances()[None])
+        return log_joint.logsumexp(1).to(x.dtype)
 
     def grad_log_prob(self, x: Tensor) -> Tensor:
         """∇ log density at x ``(batch, d)``: Σ_k p(k | x) (m_k − x)/v_k. Book: [](#eq-s5-score)."""
         law = self.to(x.device)
         var = law._variances().expand_as(law.means)
         shift = law.means - x[:, None, :].to(law.means)
-        part = (
-            law.weights.log() - 0.5 * (shift.square() / var + var.log()).sum(2)
-        ).softmax(1)
+        surprise = (shift.square() / var + var.log()).sum(2)
+        part = (law.weights.log() - 0.5 * surprise).softmax(1)
         return (part[:, :, None] * shift / var).sum(1).to(x.dtype)
 
     def entropy(self, nodes: int = 64) -> Tensor:
@@ -193,10 +182,9 @@ class GaussianMixture(_Movable):
         Book: [the diffused mixture](#eq-mixture-marginal).
         """
         level = q.schedule.level(t)
+        means = level.signal * self.means
         variances = level.alpha_bar * self.variances + level.noise_var
-        return GaussianMixture(
-            self.weights, level.signal * self.means, variances
-        )
+        return GaussianMixture(self.weights, means, variances)
 
     def reverse_kernel(
         self, q: GaussianDiffusion, x_t: Tensor, s: int, t: int
@@ -209,21 +197,21 @@ class GaussianMixture(_Movable):
         """
         if x_t.shape != self.means.shape[1:]:
             raise ValueError(
-                f"x_t of shape {tuple(x_t.shape)}: expected one state, {tuple(self.means.shape[1:])}"
+                f"x_t of shape {tuple(x_t.shape)}: expected one state, "
+                f"{tuple(self.means.shape[1:])}"
             )
         x_t, earlier = x_t.double(), self.diffused(q, s)
         before = Gaussian(earlier.means, earlier._variances())
         step = q.transition(before.mean, s, t)
         factor = q.schedule.level(t).signal / q.schedule.level(s).signal
-        evidence = Gaussian(
-            step.mean, factor**2 * before.var + step.var
-        ).log_prob(x_t)  # of each part
-        weights = (self.weights.log() + evidence).softmax(0)
-        after, likely = observe(before, factor, step.var, x_t), weights > 0
+        # Each part predicts x_t by a Gaussian: the better, the more it weighs.
+        seen = Gaussian(step.mean, factor**2 * before.var + step.var)
+        weights = (self.weights.log() + seen.log_prob(x_t)).softmax(0)
+        after = observe(before, factor, step.var, x_t)
+        variances = after.var.reshape(self.variances.shape)
+        likely = weights > 0
         return GaussianMixture(
-            weights[likely],
-            after.mean[likely],
-            after.var.reshape(self.variances.shape)[likely],
+            weights[likely], after.mean[likely], variances[likely]
         )
 
     def denoiser(self, q: GaussianDiffusion) -> BestDenoiser:
@@ -233,13 +221,10 @@ class GaussianMixture(_Movable):
     def score(self, q: GaussianDiffusion, x_t: Tensor, t: Time) -> Tensor:
         """∇ log q(x_t) = (√ᾱ E[x_0 | x_t] − x_t)/(1 − ᾱ), for t ≥ 1. Book: [Tweedie](#eq-tweedie)."""
         level, x = q.schedule.level(t), widened(x_t)
-        signal, noise_var = (
-            coefficient(level.signal, x),
-            coefficient(level.noise_var, x),
-        )
-        return ((signal * self.posterior_mean(q, x, t) - x) / noise_var).to(
-            x_t.dtype
-        )
+        signal = coefficient(level.signal, x)
+        noise_var = coefficient(level.noise_var, x)
+        score = (signal * self.posterior_mean(q, x, t) - x) / noise_var
+        return score.to(x_t.dtype)
 
     def _log_joint(self, x: Tensor, signal: Tensor, var: Tensor) -> Tensor:
         """log (weights[k] · N(x; signal means[k], var[k])), ``(batch, k)``, with ``var`` ``(batch | 1, k, d | 1)``."""
@@ -254,57 +239,51 @@ class GaussianMixture(_Movable):
                 "variances: an atom has no density; diffuse the law to a step t of at least 1 first"
             )
         means, log_weights = self.means, self.weights.log()
-        if (
-            var.shape[2] == 1
-        ):  # isotropic: products of matrices keep memory at (batch, k), for k training images
+        if var.shape[2] == 1:
+            # Products of matrices keep the memory at (batch, k) where the parts
+            # are isotropic: k may be the number of training images.
+            var = var[:, :, 0]
             squares = (
                 x.square().sum(1)[:, None]
                 + signal**2 * means.square().sum(1)
                 - 2 * signal * (x @ means.mT)
-            )
-            return log_weights - 0.5 * (
-                squares.clamp(min=0) / var[:, :, 0]
-                + d * torch.log(2 * math.pi * var[:, :, 0])
-            )
+            ).clamp(min=0)
+            surprise = squares / var + d * torch.log(2 * math.pi * var)
+            return log_weights - 0.5 * surprise
         shift = x[:, None, :] - signal[:, :, None] * means
-        return log_weights - 0.5 * (
-            shift.square() / var + torch.log(2 * math.pi * var)
-        ).sum(2)
+        surprise = (shift.square() / var + torch.log(2 * math.pi * var)).sum(2)
+        return log_weights - 0.5 * surprise
 
     def posterior_mean(
         self, q: GaussianDiffusion, x_t: Tensor, t: Time
     ) -> Tensor:
         """E[x_0 | x_t], of the shape of ``x_t``. Book: [](#eq-mixture-denoiser)."""
         law = self.to(x_t.device)
-        x, prior, means = (
-            x_t.flatten(1).to(law.means),
-            law._variances(),
-            law.means,
-        )
-        level = q.schedule.level(t)
-        signal, noise_var = (
-            coefficient(value, x)
-            if torch.is_tensor(value)
-            else x.new_full((1, 1), value)
-            for value in (level.signal, level.noise_var)
-        )
-        var = signal[:, :, None] ** 2 * prior + noise_var[:, :, None]
-        part = law._log_joint(x, signal, var).softmax(
-            1
-        )  # which part x_t came from
-        gain = signal[:, :, None] * prior / var
-        # Σ_k part_k (m_k + gain_k (x − signal m_k)), the mean of x_0 given x_t and each part, averaged
+        x, level = x_t.flatten(1).to(law.means), q.schedule.level(t)
+        signal = _column(level.signal, x)
+        noise_var = _column(level.noise_var, x)
+        prior_var, means = law._variances(), law.means
+        var = signal[:, :, None] ** 2 * prior_var + noise_var[:, :, None]
+        # The law of k, the part that x_t came from.
+        part = law._log_joint(x, signal, var).softmax(1)
+        gain = signal[:, :, None] * prior_var / var
+        # Given x_t and k, x_0 has the mean m_k + gain_k (x_t − √ᾱ m_k). It is
+        # averaged over k, for isotropic parts by products of matrices.
         if var.shape[2] == 1:
-            weight = part * gain[:, :, 0]
-            mean = (part - signal * weight) @ means + weight.sum(
-                1, keepdim=True
-            ) * x
+            on_x = part * gain[:, :, 0]
+            mean = (part - signal * on_x) @ means
+            mean = mean + on_x.sum(1, keepdim=True) * x
         else:
-            mean = (
-                part[:, :, None]
-                * (means + gain * (x[:, None, :] - signal[:, :, None] * means))
-            ).sum(1)
+            residual = x[:, None, :] - signal[:, :, None] * means
+            mean = (part[:, :, None] * (means + gain * residual)).sum(1)
         return mean.reshape(x_t.shape).to(x_t.dtype)
+
+
+def _column(value: float | Tensor, x: Tensor) -> Tensor:
+    """``value``, one number or one for each row of ``x``, as ``(1 | batch, 1)``."""
+    if torch.is_tensor(value):
+        return coefficient(value, x)
+    return x.new_full((1, 1), value)
 
 
 def empirical(x_0: Tensor) -> GaussianMixture:
@@ -378,9 +357,8 @@ class CorrelatedGaussian(_Movable):
     def grad_log_prob(self, x: Tensor) -> Tensor:
         """∇ log density = −covariance⁻¹ (x − mean), shape of x."""
         law = self.to(x.device)
-        return (
-            (law._along().mean - law._turned(x)) / law.variances @ law.axes.mT
-        ).to(x.dtype)
+        along = (law._along().mean - law._turned(x)) / law.variances
+        return (along @ law.axes.mT).to(x.dtype)
 
     def entropy(self) -> Tensor:
         """½ Σ_i log(2πe variances_i) in nats, 0-d."""
@@ -390,9 +368,8 @@ class CorrelatedGaussian(_Movable):
         """Return the law of x_t, with the same axes and the variances ᾱ v_i + 1 − ᾱ."""
         level = q.schedule.level(t)
         variances = level.alpha_bar * self.variances + level.noise_var
-        return CorrelatedGaussian(
-            level.signal * self.mean, variances, self.axes
-        )
+        mean = level.signal * self.mean
+        return CorrelatedGaussian(mean, variances, self.axes)
 
     def reverse_kernel(
         self, q: GaussianDiffusion, x_t: Tensor, s: int, t: int
@@ -400,12 +377,10 @@ class CorrelatedGaussian(_Movable):
         """Return q(x_s | x_t), s < t, exactly, for one state x_t ``(d,)``: Bayes' rule along every axis."""
         before, here = q.schedule.levels(s, t)
         factor, added = here.signal / before.signal, added_var(before, here)
-        after = observe(
-            self.diffused(q, s)._along(), factor, added, self._turned(x_t[None])
-        )
-        return CorrelatedGaussian(
-            self.axes @ after.mean[0], after.var[0], self.axes
-        )
+        prior = self.diffused(q, s)._along()
+        after = observe(prior, factor, added, self._turned(x_t[None]))
+        mean = self.axes @ after.mean[0]
+        return CorrelatedGaussian(mean, after.var[0], self.axes)
 
     def denoiser(self, q: GaussianDiffusion) -> BestDenoiser:
         """Return (x_t, t) ↦ E[x_0 | x_t], which is linear in x_t."""
@@ -417,13 +392,10 @@ class CorrelatedGaussian(_Movable):
         """E[x_0 | x_t], of the shape of ``x_t``."""
         law, level = self.to(x_t.device), q.schedule.level(t)
         x = law._turned(x_t)
-        signal, noise_var = (
-            coefficient(level.signal, x),
-            coefficient(level.noise_var, x),
-        )
-        return (
-            observe(law._along(), signal, noise_var, x).mean @ law.axes.mT
-        ).to(x_t.dtype)
+        signal = coefficient(level.signal, x)
+        noise_var = coefficient(level.noise_var, x)
+        after = observe(law._along(), signal, noise_var, x)
+        return (after.mean @ law.axes.mT).to(x_t.dtype)
 
     def score(self, q: GaussianDiffusion, x_t: Tensor, t: int) -> Tensor:
         """∇ log q(x_t), shape of x_t."""
@@ -452,7 +424,8 @@ def expectation(
     d = law.means.shape[1]
     if d > 3:
         raise ValueError(
-            f"means of {d} coordinates: expected at most 3, quadrature takes {nodes}^{d} points"
+            f"means of {d} coordinates: expected at most 3, "
+            f"quadrature takes {nodes}^{d} points"
         )
     line, weights = hermite(nodes)
     z = torch.cartesian_prod(*[line] * d).reshape(-1, d)

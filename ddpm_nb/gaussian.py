@@ -130,8 +130,8 @@ class Gaussian:
         ``self`` is a point mass, undefined (``ValueError``) if ``other`` is one.
         """
         var = other._positive_var()
-        # The excess is r − 1 for the ratio r of the variances. Computed from
-        # their difference it keeps its digits in r − 1 − log r, for r near 1.
+        # With r the ratio of the variances, the excess is r − 1. Taken from
+        # their difference, it keeps the digits of r − 1 − log r near r = 1.
         excess = (self._var - var) / var
         distance = (self._mean - other._mean) ** 2 / var
         return _sum_event(0.5 * (distance + (excess - _log1p(excess))))

@@ -56,9 +56,8 @@ def _encode(
         with torch.no_grad():
             x_s, x = x, keep * x
             for _ in range(iterations):
-                x = weighted_sum(
-                    keep, x_s, push, predicted_noise(q, denoise, x, t)
-                )
+                eps = predicted_noise(q, denoise, x, t)
+                x = weighted_sum(keep, x_s, push, eps)
         yield State(x, t)
 
 
@@ -74,10 +73,9 @@ def great_circle(a: Tensor, b: Tensor, shares: Sequence[float]) -> Tensor:
             "a, b: expected two latents that are not multiples of each other"
         )
     angle = torch.arccos(cosine)
-    return torch.stack(
-        [
-            (torch.sin((1 - w) * angle) * a + torch.sin(w * angle) * b)
-            / torch.sin(angle)
-            for w in shares
-        ]
-    )
+
+    def between(w: float) -> Tensor:
+        on_a, on_b = torch.sin((1 - w) * angle), torch.sin(w * angle)
+        return (on_a * a + on_b * b) / torch.sin(angle)
+
+    return torch.stack([between(w) for w in shares])

@@ -38,12 +38,10 @@ __all__ = [
     "signs",
 ]
 
-Trace = Callable[
-    [Field, Tensor, float], Tensor
-]  # (field, x, u) -> the divergence of the field at x, (batch,)
-Solve = Callable[
-    [Field, Tensor, Tensor], Tensor
-]  # (field, x, times) -> x at the last of the times
+# (field, x, u) -> the divergence of the field at x, (batch,)
+Trace = Callable[[Field, Tensor, float], Tensor]
+# (field, x, times) -> x at the last of the times
+Solve = Callable[[Field, Tensor, Tensor], Tensor]
 
 
 def divergence(field: Field, x: Tensor, u: float) -> Tensor:
@@ -76,13 +74,9 @@ def hutchinson(probe: Tensor) -> Trace:
 
 def signs(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw a probe for :func:`hutchinson`: independent −1 and 1, each as likely, of the shape and dtype of ``x``."""
-    return (
-        2.0
-        * torch.randint(
-            0, 2, x.shape, generator=generator, device=drawn_on(generator, x)
-        ).to(x)
-        - 1.0
-    )
+    device = drawn_on(generator, x)
+    coins = torch.randint(0, 2, x.shape, generator=generator, device=device)
+    return 2.0 * coins.to(x) - 1.0
 
 
 def by_heun(field: Field, x: Tensor, times: Tensor) -> Tensor:
@@ -99,15 +93,15 @@ def adaptively(tolerance: float) -> Solve:
         raise ValueError(f"tolerance = {tolerance}: expected a positive number")
 
     def solve(field: Field, x: Tensor, times: Tensor) -> Tensor:
+        def slope(u: Tensor, x: Tensor) -> Tensor:
+            return field(x, float(u))
+
         ends = times[[0, -1]].to(x.dtype)
         with torch.no_grad():
-            return torchdiffeq.odeint(
-                lambda u, y: field(y, float(u)),
-                x,
-                ends,
-                rtol=tolerance,
-                atol=tolerance,
-            )[-1]
+            states = torchdiffeq.odeint(
+                slope, x, ends, rtol=tolerance, atol=tolerance
+            )
+        return states[-1]
 
     return solve
 
@@ -130,16 +124,12 @@ def ode_log_prob(
 
     def with_divergence(state: Tensor, u: float) -> Tensor:
         here = state[:, :-1].reshape(x.shape)
-        return torch.cat(
-            [flow(here, u).flatten(1), trace(flow, here, u)[:, None]], dim=1
-        )
+        slope = flow(here, u).flatten(1)
+        return torch.cat([slope, trace(flow, here, u)[:, None]], dim=1)
 
-    state = solve(
-        with_divergence,
-        torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], dim=1),
-        times,
-    )
-    return prior.log_prob(state[:, :-1].reshape(x.shape)) + state[:, -1]
+    start = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], dim=1)
+    end = solve(with_divergence, start, times)
+    return prior.log_prob(end[:, :-1].reshape(x.shape)) + end[:, -1]
 
 
 def network_eps(
@@ -154,9 +144,8 @@ def network_eps(
     """
 
     def eps(x: Tensor, u: float) -> Tensor:
-        here = GaussianDiffusion(
-            observed(sde, [u])
-        )  # a chain of one step, which ends at u
+        # The one step of this chain ends at the noise level of u.
+        here = GaussianDiffusion(observed(sde, [u]))
         step = torch.full(x.shape[:1], u * T, dtype=x.dtype, device=x.device)
         return parameterization.eps(here, network(x, step), x, 1)
 
@@ -183,16 +172,13 @@ def continuous_bound(
     """
 
     def noised(u: float) -> tuple[Tensor, Tensor]:
-        level, noise = (
-            sde.level(u),
-            Gaussian(torch.zeros_like(x_0), 1.0).sample(generator),
-        )
+        level = sde.level(u)
+        noise = Gaussian(torch.zeros_like(x_0), 1.0).sample(generator)
         return noise, weighted_sum(level.signal, x_0, level.noise, noise)
 
     start, stop = times[0].item(), times[-1].item()
-    first, whole = (
-        GaussianDiffusion(observed(sde, [u])) for u in (start, stop)
-    )
+    first = GaussianDiffusion(observed(sde, [start]))
+    whole = GaussianDiffusion(observed(sde, [stop]))
 
     def denoise(x: Tensor, t: Time) -> Tensor:
         return EPS.x_0(first, eps(x, start), x, t)
@@ -200,17 +186,14 @@ def continuous_bound(
     steps = []
     with torch.no_grad():
         for u, v in pairwise(times.tolist()):
-            noise, x = noised((u + v) / 2)
-            error = (noise - eps(x, (u + v) / 2)).square().flatten(1).sum(1)
-            steps.append(
-                0.5 * (sde.level(u).log_snr - sde.level(v).log_snr) * error
-            )
-        reconstruction = reconstruction_term(
-            first, denoise, x_0, noised(start)[1], decoder
-        )
-        return BoundTerms(
-            prior_term(whole, x_0), torch.stack(steps), reconstruction
-        )
+            middle = (u + v) / 2
+            noise, x = noised(middle)
+            error = (noise - eps(x, middle)).square().flatten(1).sum(1)
+            rise = sde.level(u).log_snr - sde.level(v).log_snr
+            steps.append(0.5 * rise * error)
+        _, x_1 = noised(start)
+        decoded = reconstruction_term(first, denoise, x_0, x_1, decoder)
+        return BoundTerms(prior_term(whole, x_0), torch.stack(steps), decoded)
 
 
 def dequantized(
@@ -224,7 +207,6 @@ def dequantized(
     if levels < 2:
         raise ValueError(f"levels = {levels}: expected at least 2")
     width = 2.0 / (levels - 1)
-    uniform = torch.rand(
-        x_0.shape, generator=generator, device=drawn_on(generator, x_0)
-    ).to(x_0)
+    device = drawn_on(generator, x_0)
+    uniform = torch.rand(x_0.shape, generator=generator, device=device).to(x_0)
     return x_0 + width * (uniform - 0.5), x_0[0].numel() * math.log(width)

@@ -66,9 +66,8 @@ def measured(dataset: str) -> Measured:
         sampler: {int(steps): tuple(values) for steps, values in row.items()}
         for sampler, row in stored["rows"].items()
     }
-    return Measured(
-        stored["sha256"], stored["samples"], tuple(stored["floor"]), rows
-    )
+    floor = tuple(stored["floor"])
+    return Measured(stored["sha256"], stored["samples"], floor, rows)
 
 
 def likelihoods() -> dict[str, dict[str, Any]]:

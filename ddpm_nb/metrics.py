@@ -58,9 +58,8 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return the last hidden layer for images ``(batch, channels, h, w)``."""
-        return torch.cat(
-            [self.body(part) for part in x.split(500)]
-        )  # a bounded amount of memory
+        # In parts, so that the memory stays bounded.
+        return torch.cat([self.body(part) for part in x.split(500)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits ``(batch, classes)``."""
@@ -72,11 +71,10 @@ def train_classifier(
 ) -> Classifier:
     """Return a classifier trained with cross-entropy by AdamW under a one-cycle rate, in eval mode."""
     whole_number("epochs", epochs, least=1)
+    channels, classes = images.shape[1], int(labels.max()) + 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Classifier(images.shape[1], int(labels.max()) + 1).to(
-            images.device
-        )
+        model = Classifier(channels, classes).to(images.device)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
     batches = -(-len(images) // batch_size)
@@ -84,12 +82,10 @@ def train_classifier(
         optimizer, 3e-3, total_steps=epochs * batches
     )
     for _ in range(epochs):
-        for rows in torch.randperm(len(images), generator=generator).split(
-            batch_size
-        ):
-            loss = F.cross_entropy(
-                model(images[rows]), labels[rows], label_smoothing=0.05
-            )
+        order = torch.randperm(len(images), generator=generator)
+        for rows in order.split(batch_size):
+            logits = model(images[rows])
+            loss = F.cross_entropy(logits, labels[rows], label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -113,26 +109,21 @@ class Moments:
                 f"features of shape {tuple(features.shape)}: expected (n, features) with at least two samples"
             )
         features = widened(features)
-        return cls(
-            features.mean(0),
-            torch.atleast_2d(torch.cov(features.mT)),
-            len(features),
-        )  # 0-d for one feature
+        # Of one feature torch.cov makes a 0-d tensor.
+        cov = torch.atleast_2d(torch.cov(features.mT))
+        return cls(features.mean(0), cov, len(features))
 
     def frechet_distance(self, other: Moments) -> float:
         """Squared 2-Wasserstein distance between the Gaussians with these moments.
 
         ‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½). Book: [the Fréchet distance](#eq-frechet).
         """
-        # tr((Σ_a Σ_b)^½) is the sum of the roots of the eigenvalues of S Σ_b S, symmetric, with S = Σ_a^½.
+        # tr((Σ_a Σ_b)^½) is the sum of the roots of the eigenvalues of S Σ_b S,
+        # which is symmetric, with S = Σ_a^½.
         values, vectors = torch.linalg.eigh(self.cov)
         root = vectors * values.clamp(min=0).sqrt() @ vectors.mT
-        cross = (
-            torch.linalg.eigvalsh(root @ other.cov @ root)
-            .clamp(min=0)
-            .sqrt()
-            .sum()
-        )
+        squares = torch.linalg.eigvalsh(root @ other.cov @ root)
+        cross = squares.clamp(min=0).sqrt().sum()
         shift = (self.mean - other.mean).square().sum()
         return float(shift + self.cov.trace() + other.cov.trace() - 2 * cross)
 
@@ -173,9 +164,8 @@ def density_coverage(
     """
     between, (radius, _) = _balls(real, drawn, neighbours)
     inside = between <= radius
-    return inside.double().sum(1).mean().item() / neighbours, inside.any(
-        0
-    ).double().mean().item()
+    density = inside.double().sum(1).mean().item() / neighbours
+    return density, inside.any(0).double().mean().item()
 
 
 def _balls(
@@ -238,5 +228,6 @@ def nearest_neighbours(samples: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
     A copy of a training image shows as a distance near 0.
     """
     rows = torch.cdist(samples.flatten(1), data.flatten(1)).argmin(dim=1)
-    # cdist expands the square, which leaves about 0.01 of a copy's distance 0 in float32.
+    # cdist expands the square, which leaves about 0.01 of a copy's distance 0 in
+    # float32.
     return (samples - data[rows]).flatten(1).norm(dim=1), rows

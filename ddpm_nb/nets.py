@@ -35,11 +35,8 @@ def time_embedding(t: Tensor, width: int) -> Tensor:
         raise ValueError(
             f"width = {width}: expected an even number of at least 2"
         )
-    rates = torch.exp(
-        -math.log(10_000)
-        * torch.arange(width // 2, device=t.device)
-        / (width // 2)
-    )
+    i = torch.arange(width // 2, device=t.device)
+    rates = torch.exp(-math.log(10_000) * i / (width // 2))
     angles = t[:, None].float() * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
@@ -81,9 +78,9 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(
-            batch, 3, self.heads, channels // self.heads, height * width
-        )
+        each, pixels = channels // self.heads, height * width
+        qkv = self.qkv(self.norm(x))
+        qkv = qkv.reshape(batch, 3, self.heads, each, pixels)
         q, k, v = qkv.transpose(3, 4).unbind(1)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(mixed.transpose(2, 3).reshape(x.shape))
@@ -181,22 +178,20 @@ class UNet(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the prediction for ``x_t`` ``(batch, channels, side, side)`` at integer steps ``t`` ``(batch,)``."""
         if x_t.shape[1:] != self.event:
+            expected = ", ".join(map(str, self.event))
             raise ValueError(
-                f"x_t of shape {tuple(x_t.shape)}: expected (batch, {', '.join(map(str, self.event))})"
+                f"x_t of shape {tuple(x_t.shape)}: expected (batch, {expected})"
             )
-        time = F.silu(
-            self.time(
-                time_embedding(t, self.time_features).to(
-                    self.inward.weight.dtype
-                )
-            )
-        )
-        # In mixed precision the first and the last layer stay as they are: half precision has no room for a grey level.
+        time = time_embedding(t, self.time_features)
+        time = F.silu(self.time(time.to(self.inward.weight.dtype)))
+        # Mixed precision leaves the first and the last layer as they are: half
+        # precision has no room for a grey level.
         with torch.autocast(x_t.device.type, enabled=False):
             h = self.inward(F.pixel_unshuffle(x_t, self.patch))
         skips = []
         for depth, blocks in enumerate(self.down):
-            h = self.coarser[depth - 1](F.avg_pool2d(h, 2)) if depth else h
+            if depth:
+                h = self.coarser[depth - 1](F.avg_pool2d(h, 2))
             for block in _members(blocks):
                 h = block(h, time)
                 skips.append(h)
@@ -204,11 +199,8 @@ class UNet(nn.Module):
         for depth in reversed(range(len(self.up))):
             for block in _members(self.up[depth]):
                 h = block(h, skips.pop(), time)
-            h = (
-                F.interpolate(self.finer[depth - 1](h), scale_factor=2.0)
-                if depth
-                else h
-            )
+            if depth:
+                h = F.interpolate(self.finer[depth - 1](h), scale_factor=2.0)
         with torch.autocast(x_t.device.type, enabled=False):
             y = self.outward(F.silu(self.norm(h.to(x_t.dtype))))
         return F.pixel_shuffle(y, self.patch)
@@ -249,11 +241,9 @@ By the names in recipes and checkpoints. One that takes no third argument has on
 def built(network: str, channels: int, side: int, outputs: int) -> nn.Module:
     """Return the untrained network of a name, with as many outputs as a parameterization asks."""
     build = NETWORKS[network]
-    return (
-        build(channels, side)
-        if outputs == 1
-        else build(channels, side, outputs)
-    )
+    if outputs == 1:
+        return build(channels, side)
+    return build(channels, side, outputs)
 
 
 def flops_per_image(network: nn.Module, event: tuple[int, ...]) -> int:
@@ -263,10 +253,8 @@ def flops_per_image(network: nn.Module, event: tuple[int, ...]) -> int:
     three times as many.
     """
     parameter = next(network.parameters())
-    x_t, t = (
-        parameter.new_zeros(1, *event),
-        torch.ones(1, dtype=torch.long, device=parameter.device),
-    )
+    x_t = parameter.new_zeros(1, *event)
+    t = torch.ones(1, dtype=torch.long, device=parameter.device)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         network(x_t, t)

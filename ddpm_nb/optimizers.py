@@ -53,10 +53,8 @@ class Muon(torch.optim.Optimizer):
             {"params": list(kernels), "orthogonal": True},
             {"params": list(others), "orthogonal": False},
         ]
-        super().__init__(
-            groups,
-            {"lr": lr, "momentum": 0.95, "betas": (0.9, 0.999), "eps": 1e-8},
-        )
+        adam = {"betas": (0.9, 0.999), "eps": 1e-8}
+        super().__init__(groups, {"lr": lr, "momentum": 0.95, **adam})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -76,20 +74,16 @@ class Muon(torch.optim.Optimizer):
     ) -> list[Tensor]:
         means = self._averages("mean", moved)
         torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(
-            gradients, means, group["momentum"]
-        )  # Nesterov's look ahead
+        # Nesterov's look ahead.
+        ahead = torch._foreach_lerp(gradients, means, group["momentum"])
         alike: dict[torch.Size, list[int]] = {}
         for place, kernel in enumerate(moved):
             alike.setdefault(kernel.shape, []).append(place)
         updates = list(ahead)
         for shape, places in alike.items():
-            matrices = torch.stack(
-                [ahead[place].flatten(1) for place in places]
-            )
-            matrices = orthogonalized(matrices) * (
-                0.3 * max(matrices.shape[1:]) ** 0.5
-            )
+            flat = torch.stack([ahead[place].flatten(1) for place in places])
+            scale = 0.3 * max(flat.shape[1:]) ** 0.5
+            matrices = orthogonalized(flat) * scale
             for place, matrix in zip(places, matrices, strict=True):
                 updates[place] = matrix.reshape(shape)
         return updates
@@ -101,28 +95,20 @@ class Muon(torch.optim.Optimizer):
         group: dict[str, Any],
     ) -> list[Tensor]:
         keep_mean, keep_square = group["betas"]
-        means, squares = (
-            self._averages("mean", moved),
-            self._averages("square", moved),
-        )
+        means = self._averages("mean", moved)
+        squares = self._averages("square", moved)
+        squared = torch._foreach_mul(gradients, gradients)
         torch._foreach_lerp_(means, gradients, 1 - keep_mean)
-        torch._foreach_lerp_(
-            squares, torch._foreach_mul(gradients, gradients), 1 - keep_square
-        )
-        counts = [
-            self.state[parameter].get("updates", 0) + 1 for parameter in moved
-        ]
-        for parameter, count in zip(moved, counts, strict=True):
-            self.state[parameter]["updates"] = count
-        lengths = torch._foreach_sqrt(
-            torch._foreach_div(
-                squares, [1 - keep_square**count for count in counts]
-            )
-        )
+        torch._foreach_lerp_(squares, squared, 1 - keep_square)
+        counts = [self.state[p].get("updates", 0) + 1 for p in moved]
+        for p, count in zip(moved, counts, strict=True):
+            self.state[p]["updates"] = count
+        # The averages began at 0: of their weights this share is filled.
+        mean_share = [1 - keep_mean**count for count in counts]
+        square_share = [1 - keep_square**count for count in counts]
+        lengths = torch._foreach_sqrt(torch._foreach_div(squares, square_share))
         torch._foreach_add_(lengths, group["eps"])
-        updates = torch._foreach_div(
-            means, [1 - keep_mean**count for count in counts]
-        )
+        updates = torch._foreach_div(means, mean_share)
         torch._foreach_div_(updates, lengths)
         return list(updates)
 

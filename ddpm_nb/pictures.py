@@ -29,10 +29,8 @@ def contact_sheet(images: Tensor, columns: int) -> np.ndarray:
         (rows * (height + 1) + 1, columns * (width + 1) + 1, channels), np.nan
     )
     for i, image in enumerate(images.float().cpu().permute(0, 2, 3, 1).numpy()):
-        top, left = (
-            1 + (i // columns) * (height + 1),
-            1 + (i % columns) * (width + 1),
-        )
+        top = 1 + (i // columns) * (height + 1)
+        left = 1 + (i % columns) * (width + 1)
         canvas[top : top + height, left : left + width] = image
     return canvas
 
@@ -42,13 +40,10 @@ def picture(images: Tensor, columns: int, width: int = 640) -> Image:
     from PIL import Image
 
     canvas = contact_sheet(images.clamp(-1, 1), columns)
-    levels = (
-        np.where(np.isnan(canvas), 255, np.nan_to_num((canvas + 1) / 2) * 255)
-        .round()
-        .astype(np.uint8)
-    )
+    grey = np.nan_to_num((canvas + 1) / 2) * 255
+    levels = np.where(np.isnan(canvas), 255, grey).round().astype(np.uint8)
     scale = max(width // levels.shape[1], 1)
     enlarged = levels.repeat(scale, 0).repeat(scale, 1)
-    return Image.fromarray(
-        enlarged[:, :, 0] if enlarged.shape[2] == 1 else enlarged
-    )
+    if enlarged.shape[2] == 1:
+        enlarged = enlarged[:, :, 0]
+    return Image.fromarray(enlarged)

@@ -51,18 +51,18 @@ def precision_for(device: torch.device) -> str:
     """
     if device.type != "cuda":
         return "no"
-    return (
-        "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    )
+    capability = torch.cuda.get_device_capability(device)
+    return "bf16" if capability >= (8, 0) else "fp16"
 
 
 def memory_format_for(device: torch.device) -> torch.memory_format:
     """Return how a network of convolutions keeps its weights: channels last for the tensor cores of NVIDIA's cards."""
-    return (
-        torch.channels_last
-        if device.type == "cuda"
-        else torch.contiguous_format
-    )
+    if device.type == "cuda":
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+_Place = tuple[torch.device, torch.dtype]
 
 
 class Copies:
@@ -70,9 +70,7 @@ class Copies:
 
     def __init__(self, *tensors: Tensor) -> None:
         self._tensors = tensors
-        self._kept: dict[
-            tuple[torch.device, torch.dtype], tuple[Tensor, ...]
-        ] = {}
+        self._kept: dict[_Place, tuple[Tensor, ...]] = {}
 
     def beside(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return them on the device of ``x`` and, those that hold floats, in its dtype."""

@@ -117,10 +117,8 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     state = _state(source, _SHIPPED, "a model", ("model", "ema", "step"))
     about = state["model"]
     try:
-        target, (channels, side, _) = (
-            PARAMETERIZATIONS[about["parameterization"]],
-            about["event"],
-        )
+        target = PARAMETERIZATIONS[about["parameterization"]]
+        channels, side, _ = about["event"]
         network = built(about["network"], channels, side, target.outputs)
     except ValueError as error:
         raise CheckpointError(
@@ -147,17 +145,14 @@ def export_model(
     Rounding changes a weight by at most 1 part in 2048, and halves the file.
     """
     state = load_checkpoint(checkpoint)
-    network = {
-        key: value.half() for key, value in state["ema"]["network"].items()
+    averaged = state["ema"]["network"]
+    network = {key: value.half() for key, value in averaged.items()}
+    kept = {
+        "model": state["model"],
+        "step": state["step"],
+        "ema": {"network": network},
     }
-    return save_checkpoint(
-        path,
-        {
-            "model": state["model"],
-            "step": state["step"],
-            "ema": {"network": network},
-        },
-    )
+    return save_checkpoint(path, kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,12 +207,11 @@ def train_features(
         images[:few], labels[:few], epochs=epochs, seed=seed
     )
     with torch.no_grad():
-        accuracy = (
-            (classifier(held_out).argmax(1) == truth).double().mean().item()
-        )
+        right = classifier(held_out).argmax(1) == truth
         real, other = (
             Moments.of(classifier.features(x)) for x in (images, held_out)
         )
+    accuracy = right.double().mean().item()
     return FeatureSpace(classifier, real, other, accuracy)
 
 
@@ -230,11 +224,9 @@ def feature_space(
     few: int,
 ) -> FeatureSpace:
     """Return the features shipped for a data set, or, where there are none, those of :func:`train_features`."""
-    return (
-        load_features(dataset)
-        if dataset in _FEATURES
-        else train_features(train, test, epochs, seed, few)
-    )
+    if dataset in _FEATURES:
+        return load_features(dataset)
+    return train_features(train, test, epochs, seed, few)
 
 
 def load_features(source: str | os.PathLike[str]) -> FeatureSpace:
@@ -247,12 +239,8 @@ def load_features(source: str | os.PathLike[str]) -> FeatureSpace:
     CheckpointError
         If the file is missing, damaged, or holds something else.
     """
-    state = _state(
-        source,
-        _FEATURES,
-        "a feature space",
-        ("classifier", "train", "test", "accuracy"),
-    )
+    parts = ("classifier", "train", "test", "accuracy")
+    state = _state(source, _FEATURES, "a feature space", parts)
     classifier = Classifier()
     classifier.load_state_dict(state["classifier"])
     classifier.eval().requires_grad_(False)

@@ -34,7 +34,8 @@ __all__ = [
     "told_apart",
 ]
 
-_COPY = 0.01  # the share of test images that are nearer to a training image than what counts as a copy
+# the share of test images that are nearer to a training image than a copy is
+_COPY = 0.01
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,8 @@ def figures(
 ) -> Figures:
     """Judge one set of images ``(n, channels, side, side)``; ``near`` is the distance below which one is a copy."""
     found, real = space(images), test_features[: len(images)]
-    copies = (
-        (nearest_neighbours(images, train)[0] < near).double().mean().item()
-    )
+    distance, _ = nearest_neighbours(images, train)
+    copies = (distance < near).double().mean().item()
     frechet = Moments.of(found).frechet_distance(space.test)
     return Figures(
         frechet,
@@ -90,26 +90,17 @@ def told_apart(
         raise ValueError(
             f"{len(real)} and {len(drawn)} images: expected at least 8 of each"
         )
-    images, labels = (
-        torch.cat([real[:n], drawn[:n]]),
-        torch.arange(2).repeat_interleave(n),
-    )
+    images = torch.cat([real[:n], drawn[:n]])
+    labels = torch.arange(2).repeat_interleave(n)
     order = torch.randperm(2 * n, generator=torch.Generator().manual_seed(seed))
     seen, held_out = order[n // 2 :], order[: n // 2]
     classifier = train_classifier(
         images[seen], labels[seen], epochs=epochs, seed=seed
     )
     with torch.no_grad():
-        right = (
-            torch.cat(
-                [
-                    classifier(part).argmax(1)
-                    for part in images[held_out].split(500)
-                ]
-            )
-            == labels[held_out]
-        )
-    share = right.double().mean().item()
+        batches = images[held_out].split(500)
+        told = torch.cat([classifier(batch).argmax(1) for batch in batches])
+    share = (told == labels[held_out]).double().mean().item()
     return share, math.sqrt(share * (1 - share) / len(held_out))
 
 
@@ -153,25 +144,22 @@ def judged(
             f"{len(train) // 2} in all, half of the training images"
         )
     generator = torch.Generator().manual_seed(seed)
-    mixed, real = (
-        images[torch.randperm(len(images), generator=generator)],
-        torch.randperm(len(train), generator=generator),
-    )
-    held, others = train[real[: parts * each]], train[real[parts * each :]]
+    mixed = images[torch.randperm(len(images), generator=generator)]
+    order = torch.randperm(len(train), generator=generator)
+    held, others = train[order[: parts * each]], train[order[parts * each :]]
     test = test[torch.randperm(len(test), generator=generator)]
-    features, near = (
-        space(test),
-        nearest_neighbours(test, train)[0].quantile(_COPY).item(),
-    )
+    features = space(test)
+    near = nearest_neighbours(test, train)[0].quantile(_COPY).item()
+
+    def judge(sets: Tensor, reference: Tensor) -> tuple[Figures, ...]:
+        return tuple(
+            figures(part, space, reference, features, near)
+            for part in sets.split(each)
+        )
+
     return Verdict(
-        tuple(
-            figures(part, space, train, features, near)
-            for part in mixed[: parts * each].split(each)
-        ),
-        tuple(
-            figures(part, space, others, features, near)
-            for part in held.split(each)
-        ),
+        judge(mixed[: parts * each], train),
+        judge(held, others),
         told_apart(others, mixed, seed),
         told_apart(others, held, seed),
         each,
@@ -181,12 +169,11 @@ def judged(
 def report(verdict: Verdict, parts: int) -> str:
     """Return a verdict as a table of plain text, mean ± standard error over the parts."""
     names = [field.name for field in fields(Figures)]
-    head = f"{parts} parts of {verdict.each} images each; mean ± standard error over the parts"
+    heads = "".join(f"{name:>18s}" for name in [*names, "told apart"])
     lines = [
-        head,
-        f"{'':9s}"
-        + "".join(f"{name:>18s}" for name in names)
-        + f"{'told apart':>18s}",
+        f"{parts} parts of {verdict.each} images each; "
+        "mean ± standard error over the parts",
+        f"{'':9s}{heads}",
     ]
     rows = {
         "images": (verdict.drawn, verdict.drawn_apart),
@@ -197,13 +184,9 @@ def report(verdict: Verdict, parts: int) -> str:
             [[getattr(part, name) for name in names] for part in found]
         )
         errors = table.std(0, ddof=1) / math.sqrt(len(table))
-        cells = [*zip(table.mean(0), errors, strict=True), apart]
-        lines.append(
-            f"{row:9s}"
-            + "".join(
-                f"{f'{mean:.3f} ± {error:.3f}':>18s}" for mean, error in cells
-            )
-        )
+        pairs = [*zip(table.mean(0), errors, strict=True), apart]
+        cells = [f"{mean:.3f} ± {error:.3f}" for mean, error in pairs]
+        lines.append(f"{row:9s}" + "".join(f"{cell:>18s}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -252,6 +235,7 @@ def _folder(source: Path, event: tuple[int, int, int]) -> np.ndarray:
             f"images = {str(source)!r}: a folder without a .png file"
         )
     channels, side, _ = event
+    mode = "L" if channels == 1 else "RGB"
     rows = []
     for file in files:
         with Image.open(file) as image:
@@ -259,7 +243,5 @@ def _folder(source: Path, event: tuple[int, int, int]) -> np.ndarray:
                 raise ValueError(
                     f"{file}: {image.size[0]} x {image.size[1]} pixels; expected {side} x {side}"
                 )
-            rows.append(
-                np.asarray(image.convert("L" if channels == 1 else "RGB"))
-            )
+            rows.append(np.asarray(image.convert(mode)))
     return np.stack(rows)

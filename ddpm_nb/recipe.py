@@ -105,18 +105,10 @@ class Recipe:
                 f"parameterization = {self.parameterization!r}: a belief about {grey} grey levels, but "
                 f"{self.dataset!r} has {DATASETS[self.dataset].levels}; register ddpm_nb.belief.Belief with that number"
             )
-        choose(
-            "mixed_precision",
-            self.mixed_precision,
-            dict.fromkeys(("auto", "no", "bf16", "fp16")),
-        )
-        for name, least in {
-            "steps": 1,
-            "batch_size": 1,
-            "warmup": 0,
-            "T": 2,
-            "seed": 0,
-        }.items():
+        precisions = dict.fromkeys(("auto", "no", "bf16", "fp16"))
+        choose("mixed_precision", self.mixed_precision, precisions)
+        smallest = {"steps": 1, "batch_size": 1, "warmup": 0, "T": 2, "seed": 0}
+        for name, least in smallest.items():
             whole_number(name, getattr(self, name), least=least)
         end = self.q.schedule.level(self.T)
         gap = -0.5 * math.log(end.noise_var)  # L_T of a pixel at ±1
@@ -130,11 +122,9 @@ class Recipe:
 
     def on(self, device: torch.device) -> Recipe:
         """Return the recipe with its precision decided for ``device``: what a run and its checkpoint then hold."""
-        return (
-            replace(self, mixed_precision=precision_for(device))
-            if self.mixed_precision == "auto"
-            else self
-        )
+        if self.mixed_precision != "auto":
+            return self
+        return replace(self, mixed_precision=precision_for(device))
 
     @property
     def q(self) -> GaussianDiffusion:
@@ -165,18 +155,14 @@ class Recipe:
 
     def untrained(self) -> nn.Module:
         """Return the network before the first step, a function of the seed."""
-        card = DATASETS[self.dataset]
+        card, outputs = DATASETS[self.dataset], self.target.outputs
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return built(
-                self.network, card.channels, card.side, self.target.outputs
-            )
+            return built(self.network, card.channels, card.side, outputs)
 
     def accelerator(self) -> Accelerator:
         """Return the accelerator of a run, in its precision, compiled or not. It fixes both for the whole process."""
-        from accelerate import (
-            Accelerator,
-        )  # seconds to import, needed here only
+        from accelerate import Accelerator  # seconds to import
 
         return Accelerator(
             mixed_precision=self.on(default_device()).mixed_precision,
@@ -189,11 +175,8 @@ class Recipe:
         layout = memory_format_for(device)
         network = self.untrained().to(device)
         network = network.to(memory_format=layout)  # type: ignore[call-overload]
-        return Learner(
-            network,
-            OPTIMIZERS[self.optimizer](network),
-            Ema(network, self.ema_decay),
-        )
+        optimizer = OPTIMIZERS[self.optimizer](network)
+        return Learner(network, optimizer, Ema(network, self.ema_decay))
 
     def run(
         self,
@@ -206,15 +189,14 @@ class Recipe:
         network, optimizer = accelerator.prepare(
             learner.network, learner.optimizer
         )
-        plan = self.plan(microbatches)
         run = train(
             network,
             optimizer,
             self.objective,
             images,
-            plan,
-            len(learner.losses),
-            accelerator,
+            self.plan(microbatches),
+            start=len(learner.losses),
+            accelerator=accelerator,
         )
         for step in run:
             learner.ema.update(learner.network)
@@ -247,10 +229,8 @@ class Recipe:
                 f"{path}: a checkpoint, but not of a training run"
             )
         ours = asdict(self)
-        theirs = {
-            **asdict(Recipe()),
-            **theirs,
-        }  # a setting younger than the checkpoint had its default
+        # A setting that is younger than the checkpoint had its default.
+        theirs = {**asdict(Recipe()), **theirs}
         differing = [
             f"{name} is {theirs.get(name)!r} there, {ours[name]!r} here"
             for name in ours

@@ -77,9 +77,8 @@ def load_extension(source: str) -> None:
         try:
             importlib.import_module(source)
         except ModuleNotFoundError as error:
-            if error.name is not None and not f"{source}.".startswith(
-                f"{error.name}."
-            ):
+            missing = source if error.name is None else error.name
+            if not f"{source}.".startswith(f"{missing}."):
                 raise  # the module is there, and what it imports is not
             raise ValueError(
                 f"extension = {source!r}: expected a path to a .py file, or a module's name"
@@ -92,9 +91,7 @@ def load_extension(source: str) -> None:
     if not path.is_file():
         raise ValueError(f"extension = {source!r}: there is no such file")
     spec = importlib.util.spec_from_file_location(name, path)
-    assert (
-        spec is not None and spec.loader is not None
-    )  # a .py file always has both
+    assert spec is not None and spec.loader is not None  # as of every .py file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[name] = module

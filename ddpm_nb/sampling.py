@@ -104,7 +104,7 @@ class DDIM:
         """Return the law of x_s."""
         before, here = self.q.schedule.levels(s, t)
         var = self.eta**2 * posterior_var(before, here)
-        on_x_t = sqrt(max(before.noise_var - var, 0.0)) / here.noise
-        on_x_0 = before.signal - on_x_t * here.signal
-        mean = weighted_sum(on_x_0, self.denoise(x_t, t), on_x_t, x_t)
+        direction = sqrt(max(before.noise_var - var, 0.0)) / here.noise
+        on_x_0 = before.signal - direction * here.signal
+        mean = weighted_sum(on_x_0, self.denoise(x_t, t), direction, x_t)
         return Gaussian(mean, var)

@@ -97,14 +97,14 @@ class DPMSolver2M(Multistep):
         x_0 = direction = self.denoise(x_t, t)
         if s > 0 and self.memory is not None:
             earlier, x_0_earlier = self.memory
-            # Both steps are in log SNR = 2λ: the factor 2 cancels in h/h′.
+            # Here h and h′ are steps of log SNR = 2λ. Their ratio is the same.
             h = before.log_snr - here.log_snr
             h_earlier = here.log_snr - self.q.schedule.level(earlier).log_snr
-            half = h / h_earlier / 2
-            direction = weighted_sum(1 + half, x_0, -half, x_0_earlier)
+            r = h / h_earlier
+            direction = weighted_sum(1 + r / 2, x_0, -r / 2, x_0_earlier)
         keep = before.noise / here.noise
-        # This is √ᾱ_s (1 − e^{−h}), for e^{−h} = keep · √(ᾱ_t/ᾱ_s). It also
-        # holds at s = 0, where h is infinite.
+        # This is √ᾱ_s (1 − e^{−h}), as e^{−h} = keep · √(ᾱ_t/ᾱ_s). It holds at
+        # s = 0 too, where h is infinite.
         push = before.signal - keep * here.signal
         x_s = weighted_sum(keep, x_t, push, direction)
         return Gaussian(x_s, 0.0), replace(self, memory=(t, x_0))

@@ -77,15 +77,11 @@ class Ema:
         """Move the average towards the network's present weights; buffers are copied."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(
-            list(self.network.parameters()),
-            list(network.parameters()),
-            1 - decay,
-        )
-        for mean, buffer in zip(
-            self.network.buffers(), network.buffers(), strict=True
-        ):
-            mean.copy_(buffer)
+        averages: list[Tensor] = list(self.network.parameters())
+        torch._foreach_lerp_(averages, list(network.parameters()), 1 - decay)
+        buffers = zip(self.network.buffers(), network.buffers(), strict=True)
+        for kept, present in buffers:
+            kept.copy_(present)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what :meth:`load_state_dict` needs to go on."""
@@ -114,11 +110,8 @@ def warmup_rate(
     def rate(step: int) -> float:
         if step < warmup:
             return learning_rate * (step + 1) / warmup
-        return (
-            learning_rate
-            * 0.5
-            * (1 + float(np.cos(np.pi * (step - warmup) / (steps - warmup))))
-        )
+        angle = np.pi * (step - warmup) / (steps - warmup)
+        return learning_rate * 0.5 * (1 + float(np.cos(angle)))
 
     return rate
 
@@ -146,19 +139,19 @@ class Learner:
         change by the caller, a checkpoint of such weights would replace the last good one.
         """
         parameters = dict(self.network.named_parameters())
-        finite = torch.stack(
-            [torch.isfinite(value).all() for value in parameters.values()]
-        ).tolist()  # one wait
+        checks = [torch.isfinite(value).all() for value in parameters.values()]
+        finite = torch.stack(checks).tolist()  # waits for a GPU only once
         if not all(finite):
             broken = list(parameters)[finite.index(False)]
             raise FloatingPointError(
                 f"after step {len(self.losses)} the weights {broken!r} are not finite"
             )
+        losses = torch.zeros(0)
+        if self.losses:
+            losses = torch.stack(self.losses).cpu()
         return {
             "step": len(self.losses),
-            "losses": torch.stack(self.losses).cpu()
-            if self.losses
-            else torch.zeros(0),
+            "losses": losses,
             "weights": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -169,9 +162,8 @@ class Learner:
         self.network.load_state_dict(state["weights"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.losses[:] = (
-            state["losses"].to(next(self.network.parameters()).device).unbind()
-        )
+        device = next(self.network.parameters()).device
+        self.losses[:] = state["losses"].to(device).unbind()
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,13 +191,9 @@ class Objective:
         eps: Tensor,
     ) -> Tensor:
         """Return the mean of the weighted squared errors of a batch, per dimension, 0-d."""
-        error = (
-            simple_loss(self.q, network, x_0, t, eps, self.parameterization)
-            / x_0[0].numel()
-        )
-        weight = self.weighting(self.q.schedule, self.parameterization, t).to(
-            error
-        )
+        q, target, d = self.q, self.parameterization, x_0[0].numel()
+        error = simple_loss(q, network, x_0, t, eps, target) / d
+        weight = self.weighting(q.schedule, target, t).to(error)
         return (weight * error).mean()
 
 
@@ -236,12 +224,8 @@ class Plan:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "steps": 1,
-            "batch_size": 1,
-            "seed": 0,
-            "microbatches": 1,
-        }.items():
+        smallest = {"steps": 1, "batch_size": 1, "seed": 0, "microbatches": 1}
+        for name, least in smallest.items():
             whole_number(name, getattr(self, name), least=least)
         if self.seed >= 2**32:
             raise ValueError(
@@ -262,20 +246,18 @@ def batch_of_step(
     """
     words = np.random.SeedSequence([plan.seed, number]).generate_state(2)
     generator = torch.Generator().manual_seed(int(words[0]))
-    rows = torch.randint(len(data), (plan.batch_size,), generator=generator).to(
-        data.device, non_blocking=True
-    )
-    t = objective.draw_steps(
-        objective.q.schedule.T, plan.batch_size, generator
-    ).to(data.device, non_blocking=True)
-    generator = torch.Generator(data.device).manual_seed(int(words[1]))
+    n, T, device = plan.batch_size, objective.q.schedule.T, data.device
+    rows = torch.randint(len(data), (n,), generator=generator)
+    t = objective.draw_steps(T, n, generator)
+    generator = torch.Generator(device).manual_seed(int(words[1]))
     eps = torch.randn(
-        (plan.batch_size, *data.shape[1:]),
+        (n, *data.shape[1:]),
         generator=generator,
-        device=data.device,
+        device=device,
         dtype=data.dtype,
     )
-    return data[rows], t, eps
+    x_0 = data[rows.to(device, non_blocking=True)]
+    return x_0, t.to(device, non_blocking=True), eps
 
 
 def train(
@@ -334,42 +316,33 @@ def _train(
     start: int,
     accelerator: Accelerator | _Alone,
 ) -> Iterator[Step]:
+    parts = accelerator.num_processes * plan.microbatches
     network.train()
     for number in range(start, plan.steps):
+        rate = plan.rate(number)
         for group in optimizer.param_groups:
-            group["lr"] = plan.rate(number)
+            group["lr"] = rate
         batch = batch_of_step(objective, plan, data, number)
         optimizer.zero_grad(set_to_none=True)
         losses = []
         for part in range(plan.microbatches):
             first = accelerator.process_index + part * accelerator.num_processes
-            own = slice(
-                first, None, accelerator.num_processes * plan.microbatches
-            )
+            own = slice(first, None, parts)
+            x_0, t, eps = (tensor[own] for tensor in batch)
             # Only the last part's gradients are sent to the other processes.
-            with (
-                nullcontext()
-                if part == plan.microbatches - 1
-                else accelerator.no_sync(network)
-            ):
-                loss = (
-                    objective.loss(network, *(tensor[own] for tensor in batch))
-                    / plan.microbatches
-                )
+            is_last = part == plan.microbatches - 1
+            with nullcontext() if is_last else accelerator.no_sync(network):
+                loss = objective.loss(network, x_0, t, eps) / plan.microbatches
                 accelerator.backward(loss)
             losses.append(loss.detach())
         loss = torch.stack(losses).sum()
         norm = accelerator.clip_grad_norm_(
             network.parameters(), plan.max_grad_norm
         )
+        # On a GPU the check waits for the step to end, so it is made rarely.
         if loss.device.type == "cpu" or number % 50 == 0:
-            _check_finite(
-                loss,
-                norm,
-                number,
-                plan.rate(number),
-                accelerator.mixed_precision,
-            )
+            precision = accelerator.mixed_precision
+            _check_finite(loss, norm, number, rate, precision)
         optimizer.step()
         yield Step(number + 1, accelerator.reduce(loss, "mean"))
 
@@ -404,12 +377,11 @@ def _check_finite(
     learning_rate: float,
     precision: str,
 ) -> None:
-    # In fp16 an infinite gradient is how the loss scale is found; accelerate then skips the step by itself.
-    quantities = (
-        {"loss": loss}
-        if precision == "fp16"
-        else {"loss": loss, "norm of the gradient": norm}
-    )
+    # In fp16 an infinite gradient is how the loss scale is found; accelerate then
+    # skips the step by itself.
+    quantities = {"loss": loss}
+    if precision != "fp16":
+        quantities["norm of the gradient"] = norm
     for name, value in quantities.items():
         if not bool(torch.isfinite(value)):
             raise FloatingPointError(

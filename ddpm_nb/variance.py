@@ -46,11 +46,9 @@ class Errors:
     def __call__(self, x_0_hat: Tensor, t: Time) -> Tensor:
         """Return the expected squared error of each pixel of an estimate at step t. Shape and dtype of ``x_0_hat``."""
         ranges = self.table.shape[1]
-        step = (
-            t.reshape(-1, *[1] * (x_0_hat.ndim - 1))
-            if isinstance(t, Tensor)
-            else t
-        )
+        step = t
+        if isinstance(step, Tensor):
+            step = step.reshape(-1, *[1] * (x_0_hat.ndim - 1))
         table = self.table.to(x_0_hat.device, x_0_hat.dtype)
         return table.flatten()[step * ranges + _range(x_0_hat, ranges)]
 
@@ -81,17 +79,14 @@ def fitted_errors(
     check_process(q, denoise)
     whole_number("ranges", ranges, least=1)
     whole_number("rounds", rounds, least=1)
-    T = q.schedule.T
+    n, T = len(images), q.schedule.T
     total, count = torch.zeros(2, (T + 1) * ranges, dtype=torch.float64)
     for _ in range(rounds):
-        place = torch.arange(len(images)) + torch.rand(
-            len(images), generator=generator, device="cpu"
-        )
-        place = place[torch.randperm(len(images), generator=generator)] / len(
-            images
-        )
+        place = torch.rand(n, generator=generator, device="cpu")
+        place = torch.arange(n) + place
+        place = place[torch.randperm(n, generator=generator)] / n
         steps = (place * math.log(T + 1)).exp().long().clamp(1, T)
-        for rows in torch.arange(len(images)).split(batch):
+        for rows in torch.arange(n).split(batch):
             x_0, t = images[rows], steps[rows].to(images.device)
             eps = torch.randn(
                 x_0.shape,
@@ -101,14 +96,8 @@ def fitted_errors(
             )
             with torch.no_grad():
                 estimate = denoise(q.diffuse(x_0, eps.to(x_0.device), t), t)
-            cell = (
-                (
-                    t.reshape(-1, *[1] * (x_0.ndim - 1)) * ranges
-                    + _range(estimate, ranges)
-                )
-                .flatten()
-                .cpu()
-            )
+            row = t.reshape(-1, *[1] * (x_0.ndim - 1)) * ranges
+            cell = (row + _range(estimate, ranges)).flatten().cpu()
             error = (x_0 - estimate).double().square().flatten().cpu()
             total += cell.bincount(error, minlength=len(total))
             count += cell.bincount(minlength=len(total))
@@ -119,12 +108,8 @@ def fitted_errors(
 
 def _filled(total: Tensor, count: Tensor) -> Tensor:
     """Mean of each step, and between two steps that were seen the one before it that was."""
-    seen = (
-        torch.arange(len(count))
-        .where(count > 0, torch.zeros((), dtype=torch.long))
-        .cummax(0)
-        .values
-    )
+    step, none = torch.arange(len(count)), torch.zeros((), dtype=torch.long)
+    seen = step.where(count > 0, none).cummax(0).values
     first = int((count > 0).nonzero()[0])
     return (total / count.clamp(min=1))[seen.clamp(min=first)]
 
@@ -163,7 +148,6 @@ class BestVariance:
         estimate = self.denoise(x_t, t)
         on_x_0, on_x_t = posterior_mean(before, here)
         unknown = coefficient(on_x_0**2, x_t) * self.errors(estimate, t)
-        return Gaussian(
-            weighted_sum(on_x_0, estimate, on_x_t, x_t),
-            coefficient(posterior_var(before, here), x_t) + unknown,
-        )
+        known = coefficient(posterior_var(before, here), x_t)
+        mean = weighted_sum(on_x_0, estimate, on_x_t, x_t)
+        return Gaussian(mean, known + unknown)

@@ -39,11 +39,9 @@ class Condition:
     @property
     def expected(self) -> str:
         """What an error says was expected."""
-        return (
-            f"one of {', '.join(map(repr, self.names))}"
-            if self.names
-            else self.words
-        )
+        if self.names:
+            return f"one of {', '.join(map(repr, self.names))}"
+        return self.words
 
 
 def at_least(least: float) -> Condition:
@@ -110,11 +108,9 @@ def check_parameters(
             )
         if not condition.holds(namespace[name]):
             value = namespace[name]
-            hint = (
-                nearest(value, condition.names)
-                if isinstance(value, str)
-                else ""
-            )
+            hint = ""
+            if isinstance(value, str):
+                hint = nearest(value, condition.names)
             raise ValueError(
                 f"{name} = {value!r}: expected {condition.expected}{hint}"
             )
@@ -126,16 +122,10 @@ def _injected(cells: list[str]) -> list[str]:
     for cell in cells:
         if cell.startswith("# Parameters"):
             for node in ast.parse(cell).body:
-                targets = (
-                    node.targets
-                    if isinstance(node, ast.Assign)
-                    else [getattr(node, "target", None)]
-                )
-                names += [
-                    target.id
-                    for target in targets
-                    if isinstance(target, ast.Name)
-                ]
+                targets: list[Any] = [getattr(node, "target", None)]
+                if isinstance(node, ast.Assign):
+                    targets = node.targets
+                names += [to.id for to in targets if isinstance(to, ast.Name)]
     return names
 
 
@@ -160,10 +150,8 @@ def _without_docstrings(source: str) -> str:
     """Drop docstrings by line, so that comments and layout stay as written."""
     lines = source.splitlines()
     kinds = (ast.FunctionDef, ast.ClassDef)
-    for node in sorted(
-        (n for n in ast.walk(ast.parse(source)) if isinstance(n, kinds)),
-        key=lambda n: -n.lineno,
-    ):
+    found = [n for n in ast.walk(ast.parse(source)) if isinstance(n, kinds)]
+    for node in sorted(found, key=lambda n: -n.lineno):
         if ast.get_docstring(node) is not None and len(node.body) > 1:
             first, last = node.body[0].lineno, node.body[0].end_lineno
             del lines[first - 1 : last]
@@ -181,9 +169,8 @@ def describe_device(device: torch.device) -> str:
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     if device.type == "mps":
         return "Apple GPU"
-    return (
-        f"processor ({platform.machine()}), {torch.get_num_threads()} thread(s)"
-    )
+    threads = torch.get_num_threads()
+    return f"processor ({platform.machine()}), {threads} thread(s)"
 
 
 def provenance() -> dict[str, str]:
@@ -192,11 +179,9 @@ def provenance() -> dict[str, str]:
 
     import ddpm_nb
 
-    device = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.machine()
-    )
+    device = platform.machine()
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
     return {
         "ddpm_nb": ddpm_nb.__version__,
         "python": platform.python_version(),

@@ -91,9 +91,8 @@ def _png(figure: Figure) -> bytes:
 
     drawn, png = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=192)
-    few = (
-        Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    )
+    image = Image.open(drawn).convert("RGB")
+    few = image.quantize(256, dither=Image.Dither.NONE)
     few.save(png, format="PNG", optimize=True)
     return png.getvalue()
 
@@ -129,11 +128,8 @@ def animate(
         optimize=True,
     )
     data = {"image/png": png.getvalue(), "text/plain": f"Animation: {alt}"}
-    display(
-        data,
-        raw=True,
-        metadata={"image/png": {"alt": alt, "width": first.width}},
-    )
+    about = {"alt": alt, "width": first.width}
+    display(data, raw=True, metadata={"image/png": about})
 
 
 def film(
@@ -255,12 +251,9 @@ def draw_images(
     """Draw images ``(n, 1 | 3, h, w)`` in a grid of ``columns`` columns; ``low`` is black, ``high`` white."""
     canvas = contact_sheet(images, columns)
     if canvas.shape[2] == 1:
-        axes.imshow(
-            canvas[:, :, 0], vmin=low, vmax=high, interpolation="nearest"
-        )
+        grey = canvas[:, :, 0]
+        axes.imshow(grey, vmin=low, vmax=high, interpolation="nearest")
     else:
-        axes.imshow(
-            np.nan_to_num((canvas - low) / (high - low), nan=1.0).clip(0, 1),
-            interpolation="nearest",
-        )
+        colours = np.nan_to_num((canvas - low) / (high - low), nan=1.0)
+        axes.imshow(colours.clip(0, 1), interpolation="nearest")
     axes.set_axis_off()

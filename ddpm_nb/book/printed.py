@@ -24,9 +24,8 @@ def roysdon(x: Tensor, betas: Tensor, predict: Predict, z: Tensor) -> Tensor:
     beta_tilde = (1 - before) / (1 - alpha_bar) * betas
     for t in range(len(betas), 0, -1):
         i = t - 1
-        mean = (
-            x - betas[i] / (1 - alpha_bar[i]).sqrt() * predict(x, t)
-        ) / alpha[i].sqrt()
+        weight = betas[i] / (1 - alpha_bar[i]).sqrt()
+        mean = (x - weight * predict(x, t)) / alpha[i].sqrt()
         x = mean + beta_tilde[i].sqrt() * z[i] if t > 1 else mean
     return x
 
@@ -38,9 +37,9 @@ def vilhes(x: Tensor, betas: Tensor, predict: Predict, z: Tensor) -> Tensor:
     for t in range(len(betas), 0, -1):
         i = t - 1
         noise = z[i] if t > 1 else torch.zeros_like(x)
-        x = (x - betas[i] / (1 - alpha_bar[i]).sqrt() * predict(x, t)) / alpha[
-            i
-        ].sqrt() + betas[i].sqrt() * noise
+        weight = betas[i] / (1 - alpha_bar[i]).sqrt()
+        mean = (x - weight * predict(x, t)) / alpha[i].sqrt()
+        x = mean + betas[i].sqrt() * noise
     return x
 
 
@@ -54,16 +53,13 @@ def fireflies(x: Tensor, betas: Tensor, predict: Predict, z: Tensor) -> Tensor:
     before = torch.cat([torch.ones(1, dtype=betas.dtype), alpha_bar[:-1]])
     for t in range(len(betas), 0, -1):
         i = t - 1
-        x_0 = (x - (1 - alpha_bar[i]).sqrt() * predict(x, t)) / alpha_bar[
-            i
-        ].sqrt()
-        x_0 = x_0.clamp(-1, 1)
-        mean = (
-            before[i].sqrt() * betas[i] * x_0
-            + alpha[i].sqrt() * (1 - before[i]) * x
-        )
+        noise = (1 - alpha_bar[i]).sqrt() * predict(x, t)
+        x_0 = ((x - noise) / alpha_bar[i].sqrt()).clamp(-1, 1)
+        on_x_0 = before[i].sqrt() * betas[i]
+        on_x = alpha[i].sqrt() * (1 - before[i])
+        mean = (on_x_0 * x_0 + on_x * x) / (1 - alpha_bar[i])
         sigma = ((1 - before[i]) / (1 - alpha_bar[i]) * betas[i]).sqrt()
-        x = mean / (1 - alpha_bar[i]) + (sigma * z[i] if t > 1 else 0.0)
+        x = mean + (sigma * z[i] if t > 1 else 0.0)
     return x
 
 
@@ -84,12 +80,10 @@ def _malhotra(
 ) -> Tensor:
     """Algorithm 2, whose line after the loop finds the value ``last`` in t."""
     for t in range(len(betas), 1, -1):
-        alpha = torch.prod(1 - betas[:t])
-        mu = (x - betas[t - 1] / (1 - alpha).sqrt() * predict(x, t)) / (
-            1 - betas[t - 1]
-        ).sqrt()
-        x = mu + betas[t - 1].sqrt() * z[t - 1]
-    alpha = torch.prod(1 - betas[:last])
-    return (x - betas[0] / (1 - alpha).sqrt() * predict(x, last)) / (
-        1 - betas[0]
-    ).sqrt()
+        alpha, beta = torch.prod(1 - betas[:t]), betas[t - 1]
+        weight = beta / (1 - alpha).sqrt()
+        mu = (x - weight * predict(x, t)) / (1 - beta).sqrt()
+        x = mu + beta.sqrt() * z[t - 1]
+    alpha, beta = torch.prod(1 - betas[:last]), betas[0]
+    weight = beta / (1 - alpha).sqrt()
+    return (x - weight * predict(x, last)) / (1 - beta).sqrt()

@@ -29,7 +29,8 @@ def denoising_level(schedule: NoiseSchedule, sigma_y: float) -> int:
     sigmas = schedule.level(torch.arange(schedule.T + 1)).sigma
     if standard_deviation(sigma_y) > sigmas[-1]:
         raise ValueError(
-            f"sigma_y = {sigma_y}: expected at most {sigmas[-1]:.3g}, the schedule's noise at T"
+            f"sigma_y = {sigma_y}: expected at most {sigmas[-1]:.3g}, "
+            "the schedule's noise at T"
         )
     return int((sigmas - sigma_y).abs().argmin())
 
@@ -42,7 +43,8 @@ def denoising_start(schedule: NoiseSchedule, measurement: Measurement) -> State:
     mask = measurement.operator
     if not isinstance(mask, Mask) or not bool(mask.keep.all()):
         raise TypeError(
-            "operator: expected a Mask that keeps every entry; reverse diffusion removes noise, not A"
+            "operator: expected a Mask that keeps every entry; "
+            "reverse diffusion removes noise, not A"
         )
     t = denoising_level(schedule, measurement.sigma_y)
     return State(schedule.level(t).signal * mask.adjoint(measurement.y), t)
@@ -75,22 +77,16 @@ class Replacement:
 
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the law of x_s."""
-        law, schedule, sigma_y = (
-            self.kernel(x_t, s, t),
-            self.q.schedule,
-            self.measurement.sigma_y,
-        )
+        law = self.kernel(x_t, s, t)
         if s < self._lowest:
             return law
-        level, (keep, written) = schedule.level(s), self._copies.beside(x_t)
+        level, sigma_y = self.q.schedule.level(s), self.measurement.sigma_y
+        keep, written = self._copies.beside(x_t)
         missing = max(level.noise_var - level.alpha_bar * sigma_y**2, 0.0)
-        mean, var = torch.where(keep, level.signal * written, law.mean), law.var
-        return Gaussian(
-            mean,
-            torch.where(
-                keep, missing, var if var.ndim else x_t.new_full((), var.item())
-            ),
-        )
+        mean = torch.where(keep, level.signal * written, law.mean)
+        # A variance that all entries share is a number on the host.
+        var = law.var if law.var.ndim else x_t.new_full((), law.var.item())
+        return Gaussian(mean, torch.where(keep, missing, var))
 
     @cached_property
     def _lowest(self) -> int:
@@ -133,7 +129,6 @@ class RePaint:
         law = self.kernel(x_t, s, t)
         for _ in range(self.rounds - 1):
             x_s = law.sample(self.generator)
-            law = self.kernel(
-                self.q.transition(x_s, s, t).sample(self.generator), s, t
-            )
+            x_t = self.q.transition(x_s, s, t).sample(self.generator)
+            law = self.kernel(x_t, s, t)
         return law

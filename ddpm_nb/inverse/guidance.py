@@ -31,10 +31,8 @@ __all__ = [
     "no_spread",
 ]
 
-
-Spread = Callable[
-    [Level], float
-]  # level -> r², the assumed variance of x_0 given x_t
+# level -> r², the assumed variance of x_0 given x_t
+Spread = Callable[[Level], float]
 
 
 def no_spread(level: Level) -> float:
@@ -49,11 +47,11 @@ def gaussian_spread(prior_var: float = 1.0) -> Spread:
             f"prior_var = {prior_var}: expected a positive variance"
         )
 
-    return lambda level: (
-        prior_var
-        * level.noise_var
-        / (level.alpha_bar * prior_var + level.noise_var)
-    )
+    def spread(level: Level) -> float:
+        var = level.alpha_bar * prior_var + level.noise_var  # that of x_t
+        return prior_var * level.noise_var / var
+
+    return spread
 
 
 class Guess(NamedTuple):
@@ -113,19 +111,20 @@ class Likelihood:
         if torch.is_tensor(t):
             raise TypeError("t: expected one int for the whole batch")
         values, vectors = self._copies.on(x_t.device)
+        sigma_y = self.measurement.sigma_y
         spread = self.spread(self.q.schedule.level(t))
-        if not spread * self._narrowest + self.measurement.sigma_y**2 > 0:
+        if not spread * self._narrowest + sigma_y**2 > 0:
             raise ValueError(
-                f"sigma_y = {self.measurement.sigma_y}: expected a positive number where the spread is 0"
+                f"sigma_y = {sigma_y}: expected a positive number "
+                "where the spread is 0"
             )
-        var = spread * values + self.measurement.sigma_y**2
+        var = spread * values + sigma_y**2
         x_0, residual, pull_back = _linearized(
             self.denoise, self.measurement, x_t, t
         )
         along = residual.flatten(1).to(vectors) @ vectors
-        log_prob = -0.5 * (
-            along.square() / var + var.log() + math.log(2 * math.pi)
-        ).sum(1)
+        surprise = along.square() / var + var.log() + math.log(2 * math.pi)
+        log_prob = -0.5 * surprise.sum(1)
         direction = ((along / var) @ vectors.mT).reshape(residual.shape)
         return Guess(x_0, log_prob, pull_back(direction.to(residual)))
 
@@ -207,9 +206,8 @@ class DPS:
     def __post_init__(self) -> None:
         if not self.step > 0:
             raise ValueError(f"step = {self.step}: expected a positive number")
-        if isinstance(
-            own := getattr(self.kernel, "q", None), GaussianDiffusion
-        ):
+        own = getattr(self.kernel, "q", None)
+        if isinstance(own, GaussianDiffusion):
             check_process(own, self.denoise)
 
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
@@ -218,17 +216,13 @@ class DPS:
         _, residual, pull_back = _linearized(
             self.denoise, self.measurement, x_t, t
         )
-        norm = (
-            residual.flatten(1)
-            .norm(dim=1)
-            .reshape(-1, *[1] * (residual.ndim - 1))
-        )
-        unit = residual / norm.clamp(
-            min=torch.finfo(norm.dtype).tiny
-        )  # a residual of exactly 0 pulls nowhere
-        return Gaussian(
-            law.mean + 2 * self.step * pull_back(unit), law.var
-        )  # ∇‖r‖² = −2 Jᵀ Aᵀ r
+        norm = residual.flatten(1).norm(dim=1)
+        norm = norm.reshape(-1, *[1] * (residual.ndim - 1))
+        # A residual of exactly 0 pulls nowhere.
+        unit = residual / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+        # The sign: ∇‖r‖² = −2 Jᵀ Aᵀ r.
+        mean = law.mean + 2 * self.step * pull_back(unit)
+        return Gaussian(mean, law.var)
 
 
 def _linearized(
@@ -238,9 +232,7 @@ def _linearized(
     operator = measurement.operator
     with torch.enable_grad():  # a walk runs without gradients
         x = x_t.detach().requires_grad_()
-        x_0 = (
-            denoise(x, t) if int(t) else x
-        )  # nothing to remove from clean data
+        x_0 = denoise(x, t) if int(t) else x  # clean data stay as they are
 
     def pull_back(w: Tensor) -> Tensor:
         return torch.autograd.grad(x_0, x, operator.adjoint(w))[0]

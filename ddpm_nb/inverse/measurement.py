@@ -50,11 +50,8 @@ class Operator(ABC):
     def matrix(self) -> Tensor:
         """Return A as a float64 matrix ``(m, d)`` between flattened events."""
         d = math.prod(self.event)
-        return (
-            self(torch.eye(d, dtype=torch.float64).reshape(d, *self.event))
-            .flatten(1)
-            .mT
-        )
+        basis = torch.eye(d, dtype=torch.float64).reshape(d, *self.event)
+        return self(basis).flatten(1).mT
 
     @abstractmethod
     def _apply(self, x: Tensor) -> Tensor: ...
@@ -102,10 +99,8 @@ class Mask(Operator):
         return x.flatten(1).index_select(1, places)
 
     def _adjoint(self, y: Tensor) -> Tensor:
-        (places,), x = (
-            self._copies.beside(y),
-            y.new_zeros(y.shape[0], self.keep.numel()),
-        )
+        (places,) = self._copies.beside(y)
+        x = y.new_zeros(y.shape[0], self.keep.numel())
         return x.index_copy(1, places, y).reshape(-1, *self.event)
 
 
@@ -180,9 +175,8 @@ def blur(side: int, width: float) -> Separable:
         raise ValueError(
             f"width = {width}: expected a positive number of pixels"
         )
-    place = torch.arange(
-        whole_number("side", side, least=1), dtype=torch.float64
-    )
+    side = whole_number("side", side, least=1)
+    place = torch.arange(side, dtype=torch.float64)
     weights = torch.exp(-0.5 * ((place[:, None] - place) / width) ** 2)
     weights = weights / weights.sum(1, keepdim=True)
     return Separable(weights, weights)
@@ -190,18 +184,14 @@ def blur(side: int, width: float) -> Separable:
 
 def average_pool(side: int, factor: int) -> Separable:
     """Average over blocks of ``factor × factor`` pixels: what super-resolution has to undo."""
-    if whole_number("side", side, least=1) % whole_number(
-        "factor", factor, least=1
-    ):
+    side = whole_number("side", side, least=1)
+    factor = whole_number("factor", factor, least=1)
+    if side % factor:
         raise ValueError(
             f"factor = {factor}: expected a divisor of side = {side}"
         )
-    weights = (
-        torch.eye(side // factor, dtype=torch.float64).repeat_interleave(
-            factor, dim=1
-        )
-        / factor
-    )
+    block = torch.eye(side // factor, dtype=torch.float64)
+    weights = block.repeat_interleave(factor, dim=1) / factor
     return Separable(weights, weights)
 
 

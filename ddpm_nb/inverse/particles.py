@@ -105,21 +105,15 @@ def _twisted_walk(
         var = variance(*likelihood.q.schedule.levels(s, t)) if s > 0 else 0.0
         push = var * guess.gradient
         x = Gaussian(mean + push, var).sample(generator)
-        # log p(x_s | x_t) less the log density of the proposal, written without a division by σ², which is 0 at s = 0
-        lost = (
-            (guess.gradient * (x - mean - 0.5 * push))
-            .to(guess.log_prob)
-            .flatten(1)
-            .sum(1)
-        )
+        # The log density of the proposal less log p(x_s | x_t), written without
+        # a division by σ², which is 0 at s = 0.
+        lost = guess.gradient * (x - mean - 0.5 * push)
+        lost = lost.to(guess.log_prob).flatten(1).sum(1)
         before, guess = guess, likelihood(x, s)
-        gained = log_weights + (
-            guess.log_prob - before.log_prob - lost
-        ).reshape(particles, -1)
-        log_weights, log_evidence = (
-            gained.log_softmax(0),
-            log_evidence + gained.logsumexp(0),
-        )
+        change = guess.log_prob - before.log_prob - lost
+        gained = log_weights + change.reshape(particles, -1)
+        log_evidence = log_evidence + gained.logsumexp(0)
+        log_weights = gained.log_softmax(0)
         yield Particles(x, s, log_weights, log_evidence)
 
 
@@ -131,20 +125,17 @@ def _resampled(
     Systematic resampling: a particle of weight w comes ⌊n w⌋ or ⌈n w⌉ times, n w times on average.
     """
     n, problems = log_weights.shape
-    weights, place = (
-        log_weights.exp(),
-        torch.arange(n, device=log_weights.device)[:, None],
-    )
+    weights = log_weights.exp()
+    place = torch.arange(n, device=log_weights.device)[:, None]
     device = drawn_on(generator, log_weights)
     uniform = torch.rand(
         problems, dtype=log_weights.dtype, generator=generator, device=device
     )
     ticks = (place + uniform.to(log_weights.device)) / n
-    drawn = torch.searchsorted(
-        weights.cumsum(0).mT.contiguous(), ticks.mT.contiguous()
-    ).mT.clamp(max=n - 1)
+    edges = weights.cumsum(0).mT.contiguous()
+    drawn = torch.searchsorted(edges, ticks.mT.contiguous()).mT
+    drawn = drawn.clamp(max=n - 1)
     few = weights.square().sum(0) > 2 / n
-    rows = torch.where(few, drawn, place) * problems + torch.arange(
-        problems, device=place.device
-    )
+    problem = torch.arange(problems, device=place.device)
+    rows = torch.where(few, drawn, place) * problems + problem
     return rows.flatten(), torch.where(few, -math.log(n), log_weights)

@@ -37,11 +37,8 @@ class FullMixture:
     @classmethod
     def of(cls, prior: GaussianMixture) -> FullMixture:
         """Return the same law with batch 1."""
-        covariances = (
-            prior.variances.reshape(len(prior.means), -1)
-            .expand_as(prior.means)
-            .diag_embed()
-        )
+        variances = prior.variances.reshape(len(prior.means), -1)
+        covariances = variances.expand_as(prior.means).diag_embed()
         return cls(prior.weights.log()[None], prior.means[None], covariances)
 
     def observe(self, A: Tensor, y: Tensor, noise_var: float) -> FullMixture:
@@ -52,11 +49,9 @@ class FullMixture:
         log_joint, gain, residual = self._evidence(A, y, noise_var)
         means = self.means + torch.einsum("kdm,bkm->bkd", gain, residual)
         covariances = self.covariances - gain @ (A @ self.covariances)
-        return FullMixture(
-            log_joint.log_softmax(1),
-            means,
-            0.5 * (covariances + covariances.mT),
-        )
+        # Rounding leaves them not quite symmetric.
+        covariances = 0.5 * (covariances + covariances.mT)
+        return FullMixture(log_joint.log_softmax(1), means, covariances)
 
     def log_evidence(self, A: Tensor, y: Tensor, noise_var: float) -> Tensor:
         """Log density of A X + N(0, noise_var I) at ``y``, in nats, ``(batch,)``."""
@@ -68,28 +63,22 @@ class FullMixture:
         """log (weight · N(y; A mean, S)) ``(batch, k)``, gains C Aᵀ S⁻¹ and residuals, S = A C Aᵀ + noise_var I."""
         m = A.shape[0]
         crossed = A @ self.covariances
-        factor, info = torch.linalg.cholesky_ex(
-            crossed @ A.mT + noise_var * torch.eye(m, dtype=A.dtype)
-        )
+        S = crossed @ A.mT + noise_var * torch.eye(m, dtype=A.dtype)
+        factor, info = torch.linalg.cholesky_ex(S)
         if bool(info.any()):
             raise ValueError(
-                f"sigma_y² = {noise_var}: expected a larger one, some A C Aᵀ + sigma_y² I is singular"
+                f"sigma_y² = {noise_var}: expected a larger one, "
+                "some A C Aᵀ + sigma_y² I is singular"
             )
         residual = y[:, None] - self.means @ A.mT
         white = torch.linalg.solve_triangular(
             factor, residual.permute(1, 2, 0), upper=False
         )
+        square = white.square().sum(1).mT
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        log_density = (
-            -0.5 * white.square().sum(1).mT
-            - log_det
-            - 0.5 * m * math.log(2 * math.pi)
-        )
-        return (
-            self.log_weights + log_density,
-            torch.cholesky_solve(crossed, factor).mT,
-            residual,
-        )
+        log_density = -0.5 * square - log_det - 0.5 * m * math.log(2 * math.pi)
+        gain = torch.cholesky_solve(crossed, factor).mT
+        return self.log_weights + log_density, gain, residual
 
     def mean(self) -> Tensor:
         """E[X], ``(batch, d)``."""
@@ -97,20 +86,16 @@ class FullMixture:
 
     def covariance(self) -> Tensor:
         """Cov[X] = E[Cov within] + Cov of the means, ``(batch, d, d)``."""
-        weights, centred = (
-            self.log_weights.exp(),
-            self.means - self.mean()[:, None],
-        )
+        weights = self.log_weights.exp()
+        centred = self.means - self.mean()[:, None]
         within = torch.einsum("bk,kde->bde", weights, self.covariances)
-        return within + torch.einsum(
-            "bk,bkd,bke->bde", weights, centred, centred
-        )
+        among = torch.einsum("bk,bkd,bke->bde", weights, centred, centred)
+        return within + among
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density in nats at ``x`` ``(n, d)``, with n the batch, or either of them 1: ``(n,)``."""
-        return self.log_evidence(
-            torch.eye(x.shape[1], dtype=torch.float64), x, 0.0
-        )
+        identity = torch.eye(x.shape[1], dtype=torch.float64)
+        return self.log_evidence(identity, x, 0.0)
 
     def sample(
         self, n: int, generator: torch.Generator | None = None
@@ -120,9 +105,9 @@ class FullMixture:
             self.log_weights.exp(), n, replacement=True, generator=generator
         ).mT
         used, place = parts.unique(return_inverse=True)
-        values, vectors = torch.linalg.eigh(
-            self.covariances[used]
-        )  # also for the flat directions of exact data
+        # A Cholesky factor would need positive variances, exact data have flat
+        # directions.
+        values, vectors = torch.linalg.eigh(self.covariances[used])
         root = vectors * values.clamp(min=0).sqrt()[:, None]
         means = self.means[torch.arange(parts.shape[1]), parts]
         noise = torch.randn(
@@ -141,12 +126,9 @@ class FullMixture:
         if torch.is_tensor(t):
             raise TypeError("t: expected one int for the whole batch")
         level = q.schedule.level(t)
-        signal = level.signal * torch.eye(
-            self.means.shape[2], dtype=torch.float64
-        )
-        x_0 = self.observe(
-            signal, x_t.flatten(1).double(), level.noise_var
-        ).mean()
+        d, x = self.means.shape[2], x_t.flatten(1).double()
+        signal = level.signal * torch.eye(d, dtype=torch.float64)
+        x_0 = self.observe(signal, x, level.noise_var).mean()
         return x_0.reshape(x_t.shape).to(x_t.dtype)
 
 
@@ -163,9 +145,8 @@ def exact_posterior(
         raise ValueError(
             f"operator on events of shape {measurement.operator.event}: expected {d} numbers, the prior's"
         )
-    return FullMixture.of(prior).observe(
-        A, measurement.y.flatten(1).double(), measurement.sigma_y**2
-    )
+    y = measurement.y.flatten(1).double()
+    return FullMixture.of(prior).observe(A, y, measurement.sigma_y**2)
 
 
 def posterior_errors(
@@ -182,28 +163,25 @@ def posterior_errors(
     n, batch, d = samples.shape
     if n < 4 or x_0.shape != (batch, d) or len(exact.means) != batch:
         raise ValueError(
-            f"samples of shape {tuple(samples.shape)}, x_0 of shape {tuple(x_0.shape)}, {len(exact.means)} exact laws: "
+            f"samples of shape {tuple(samples.shape)}, "
+            f"x_0 of shape {tuple(x_0.shape)}, {len(exact.means)} exact laws: "
             "expected (n, batch, d) with n at least 4, (batch, d) and batch"
         )
     mean, cov = exact.mean(), exact.covariance()
-    total, square = (
-        cov.diagonal(dim1=1, dim2=2).sum(1).mean(),
-        cov.square().sum((1, 2)).mean(),
-    )
+    trace = cov.diagonal(dim1=1, dim2=2).sum(1)
+    total, square = trace.mean(), cov.square().sum((1, 2)).mean()
     off_mean, off_cov = [], []
     for half in (samples[: n // 2], samples[n // 2 :]):
         centred = half - half.mean(0)
+        products = torch.einsum("nbd,nbe->bde", centred, centred)
         off_mean.append(half.mean(0) - mean)
-        off_cov.append(
-            torch.einsum("nbd,nbe->bde", centred, centred) / (len(half) - 1)
-            - cov
-        )
+        off_cov.append(products / (len(half) - 1) - cov)
     rank = (samples < x_0).sum(0)
     low = round((1 - level) / 2 * (n + 1))
+    inside = (rank >= low) & (rank <= n - low)
     return {
         "mean": (off_mean[0] * off_mean[1]).sum(1) / total,
-        "spread": samples.var(0).sum(1) / total
-        - cov.diagonal(dim1=1, dim2=2).sum(1) / total,
+        "spread": samples.var(0).sum(1) / total - trace / total,
         "covariance": (off_cov[0] * off_cov[1]).sum((1, 2)) / square,
-        "coverage": ((rank >= low) & (rank <= n - low)).double().mean(1),
+        "coverage": inside.double().mean(1),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -22,6 +23,15 @@ NUMBERS = ("4.1", "4.2", "4.3", "4.4")
 def test_the_stub_is_not_yet_right_and_the_solution_is(number: str, stub: Any, solution: Any) -> None:
     assert "replace the line with the dots" in verdict(number, stub(number))
     assert verdict(number, solution(number)) is None
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_arguments_may_have_any_name(number: str, solution: Any) -> None:
+    answer = solution(number)
+    names = [f"renamed_{i}" for i in range(len(inspect.signature(answer).parameters))]
+    renamed = eval(f"lambda {', '.join(names)}: answer({', '.join(names)})", {"answer": answer})
+    assert verdict(number, renamed) is None
+    assert "Expected a function" in verdict(number, 0.0)
 
 
 def drop(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

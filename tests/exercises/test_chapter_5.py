@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -69,7 +70,7 @@ def off(J: torch.Tensor) -> torch.Tensor:
         ("5.1", slope(lambda r, a, s: r * (1 + s**2) / s), "its derivative is .* factor of two of the published"),
         ("5.1", slope(lambda r, a, s: r * (1 + s**2) / (4 * s)), "in the other direction"),
         ("5.1", slope(lambda r, a, s: r / a), "derivative of σ², not of σ"),
-        ("5.1", slope(lambda r, a, s: (r / a).sqrt()), "diffusion of Y"),
+        ("5.1", slope(lambda r, a, s: (r / a).sqrt()), "diffusion of X/√ᾱ"),
         ("5.1", slope(lambda r, a, s: r / (2 * s)), "not the rate alone"),
         ("5.1", slope(lambda r, a, s: r * a / (2 * (1 - a).sqrt())), "the noise of X"),
         ("5.1", slope(lambda r, a, s: -r * (1 + s**2) / (2 * s)), "noise rises"),
@@ -92,12 +93,12 @@ def off(J: torch.Tensor) -> torch.Tensor:
         (
             "5.2",
             lambda score, y, sigma: signal(sigma) * score(y / signal(sigma), signal(sigma) ** 2),
-            "smaller than y, not larger",
+            "smaller than x̃, not larger",
         ),
         (
             "5.2",
             lambda score, y, sigma: signal(sigma) ** 2 * score(signal(sigma) * y, signal(sigma) ** 2),
-            "dx/dy once",
+            "dx/dx̃ once",
         ),
         (
             "5.2",
@@ -146,6 +147,14 @@ def off(J: torch.Tensor) -> torch.Tensor:
 )
 def test_a_slip_is_told_where_to_look(slip_is_told: Any, number: str, answer: Any, phrase: str) -> None:
     slip_is_told(number, answer, phrase)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_arguments_may_have_any_name(number: str, solution: Any) -> None:
+    answer = solution(number)
+    names = [f"renamed_{i}" for i in range(len(inspect.signature(answer).parameters))]
+    renamed = eval(f"lambda {', '.join(names)}: answer({', '.join(names)})", {"answer": answer})
+    assert verdict(number, renamed) is None
 
 
 def test_the_answers_mean_what_the_exercises_say(solution: Any) -> None:

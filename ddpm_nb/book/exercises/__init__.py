@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import textwrap
 from typing import Any
 
 from ddpm_nb.arguments import choose
@@ -19,23 +20,19 @@ __all__ = ["check", "exercises", "verdict"]
 def exercises() -> dict[str, Exercise]:
     """Return the checks of all chapters by number, '1.1' first."""
     found: dict[str, Exercise] = {}
-    for module in sorted(
-        info.name
-        for info in pkgutil.iter_modules(__path__)
-        if info.name.startswith("chapter_")
-    ):
-        found |= importlib.import_module(f"{__name__}.{module}").EXERCISES
+    modules = sorted(info.name for info in pkgutil.iter_modules(__path__))
+    for name in modules:
+        if name.startswith("chapter_"):
+            found |= importlib.import_module(f"{__name__}.{name}").EXERCISES
     return found
 
 
 def check(number: str, answer: Any) -> None:
     """Print whether ``answer`` solves exercise ``number`` ('1.1', '1.2', ..), and if not, a hint."""
     message = verdict(number, answer)
-    print(
-        f"{number}: right."
-        if message is None
-        else f"{number}: not yet. {message}"
-    )
+    said = "right." if message is None else f"not yet. {message}"
+    for line in f"{number}: {said}".splitlines():
+        print(textwrap.fill(line, 80, subsequent_indent="    "))
 
 
 def verdict(number: str, answer: Any) -> str | None:
@@ -48,8 +45,7 @@ def verdict(number: str, answer: Any) -> str | None:
         exercise(answer)
     except NotYet as error:
         return str(error)
-    except (
-        Exception
-    ) as error:  # the reader's code failed: its error is the message
+    except Exception as error:
+        # The reader's code failed: its error is the message.
         return f"Your code raised {type(error).__name__}: {error}"
     return None

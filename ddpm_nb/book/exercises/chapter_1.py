@@ -19,9 +19,8 @@ from ddpm_nb.book.exercises.tensors import f64, normal
 def _fused(values: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
     """Least squares: the unknown that minimizes the weighted squared residuals, and the inverse Hessian."""
     scale = variances.rsqrt()
-    solution = torch.linalg.lstsq(
-        scale[:, None], (values * scale)[:, None]
-    ).solution
+    rows, right = scale[:, None], (values * scale)[:, None]
+    solution = torch.linalg.lstsq(rows, right).solution
     return solution[0, 0], 1 / torch.linalg.vector_norm(scale).square()
 
 
@@ -275,10 +274,8 @@ def _draws_needed(
     mean_1: Tensor, mean_2: Tensor, var: Tensor, relative: Tensor
 ) -> Tensor:
     """(sd of the log ratio / (relative · KL))², both moments by Gauss-Hermite cubature along the line of the means."""
-    nodes, weights = (
-        f64([-math.sqrt(3), 0.0, math.sqrt(3)]),
-        f64([1 / 6, 2 / 3, 1 / 6]),
-    )
+    nodes = f64([-math.sqrt(3), 0.0, math.sqrt(3)])
+    weights = f64([1 / 6, 2 / 3, 1 / 6])
     gap = torch.linalg.vector_norm(mean_1 - mean_2)
     x = var.sqrt() * nodes
     log_ratio = ((x - gap) ** 2 - x**2) / (2 * var)
@@ -321,11 +318,8 @@ def _exercise_1_4(answer: Any) -> None:
             mean_1: Tensor, mean_2: Tensor, var: Tensor, relative: Tensor
         ) -> Tensor:
             distance = (mean_1 - mean_2).square().sum() / var
-            return (
-                factor
-                * _draws_needed(mean_1, mean_2, var, relative)
-                * distance**power
-            )
+            right = _draws_needed(mean_1, mean_2, var, relative)
+            return factor * right * distance**power
 
         return wrong
 

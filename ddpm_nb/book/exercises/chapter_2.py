@@ -21,12 +21,11 @@ from ddpm_nb.schedule import linear_schedule
 
 def _quadratic_betas(T: int, beta_1: float, beta_T: float) -> Tensor:
     first, last = math.sqrt(beta_1), math.sqrt(beta_T)
-    return f64(
-        [
-            (first + (last - first) * (t - 1) / max(T - 1, 1)) ** 2
-            for t in range(1, T + 1)
-        ]
-    )
+    roots = [
+        first + (last - first) * (t - 1) / max(T - 1, 1)
+        for t in range(1, T + 1)
+    ]
+    return f64([root**2 for root in roots])
 
 
 def _line(start: float, end: float, T: int) -> Tensor:
@@ -75,9 +74,8 @@ def _exercise_2_1(answer: Any) -> None:
 def _respaced_betas(alpha_bars: Tensor, kept: list[int]) -> Tensor:
     """Solve the recursion of the variance, v' = (1 − β) v + β, for the β that leads to the next kept level."""
     levels = [1 - alpha_bars[t].item() for t in [0, *kept]]
-    return f64(
-        [(after - before) / (1 - before) for before, after in pairwise(levels)]
-    )
+    betas = [(after - v) / (1 - v) for v, after in pairwise(levels)]
+    return f64(betas)
 
 
 def _slip_2_2(

@@ -29,13 +29,10 @@ def _bridge(
     """Condition the joint Gaussian of (x_s, x_t) given x_r on x_t."""
     factor = (alpha_bar_t / alpha_bar_s).sqrt()
     var_s, var_t = 1 - alpha_bar_s / alpha_bar_r, 1 - alpha_bar_t / alpha_bar_r
-    cov = torch.stack([var_s, factor * var_s, factor * var_s, var_t]).reshape(
-        2, 2
-    )
+    cov = torch.stack([var_s, factor * var_s, factor * var_s, var_t])
     center = (alpha_bar_s / alpha_bar_r).sqrt() * x_r
-    mean, var = conditional(
-        torch.stack([center, factor * center]), cov, [1], x_t[None]
-    )
+    both = torch.stack([center, factor * center])
+    mean, var = conditional(both, cov.reshape(2, 2), [1], x_t[None])
     return mean[0], var[0, 0]
 
 
@@ -160,10 +157,8 @@ def _exercise_3_2(answer: Any) -> None:
         def on_x_0(
             var: Tensor, alpha_bar_s: Tensor, alpha_bar_t: Tensor
         ) -> Tensor:
-            return (
-                alpha_bar_s.sqrt()
-                - wrong(var, alpha_bar_s, alpha_bar_t) * alpha_bar_t.sqrt()
-            )
+            on_x_t = wrong(var, alpha_bar_s, alpha_bar_t)
+            return alpha_bar_s.sqrt() - on_x_t * alpha_bar_t.sqrt()
 
         return Slip(on_x_0, message)
 
@@ -232,15 +227,11 @@ def _best_guess(x_t: Tensor, points: Tensor, alpha_bar: Tensor) -> Tensor:
         math.exp((min(squares) - square) / (2 * noise)) for square in squares
     ]
     total = math.fsum(weights)
-    return f64(
-        [
-            *(
-                math.fsum(w * value for w, value in zip(weights, column))
-                / total
-                for column in zip(*rows)
-            )
-        ]
-    )
+    sums = [
+        math.fsum(w * value for w, value in zip(weights, column))
+        for column in zip(*rows)
+    ]
+    return f64([value / total for value in sums])
 
 
 def _exercise_3_3(answer: Any) -> None:
@@ -272,16 +263,13 @@ def _exercise_3_3(answer: Any) -> None:
         )
 
     def naive(x_t: Tensor, points: Tensor, alpha_bar: Tensor) -> Tensor:
-        weights = (
-            -(x_t - alpha_bar.sqrt() * points).square().sum(1)
-            / (2 * (1 - alpha_bar))
-        ).exp()
+        squares = (x_t - alpha_bar.sqrt() * points).square().sum(1)
+        weights = (-squares / (2 * (1 - alpha_bar))).exp()
         return (weights / weights.sum()) @ points
 
     def nearest(x_t: Tensor, points: Tensor, alpha_bar: Tensor) -> Tensor:
-        return points[
-            (x_t - alpha_bar.sqrt() * points).square().sum(1).argmin()
-        ]
+        squares = (x_t - alpha_bar.sqrt() * points).square().sum(1)
+        return points[squares.argmin()]
 
     slips = [
         slip(
@@ -348,20 +336,11 @@ def _terms(v: float, betas: Tensor) -> tuple[Gaussian, Gaussian, Gaussian]:
     """The exact law of the step back for t = 2..T, seen from x_t = 0, and the two models with its mean."""
     schedule = NoiseSchedule.from_betas(betas)
     t = torch.arange(2, schedule.T + 1)
-    before = Gaussian(
-        torch.zeros(len(t), dtype=torch.float64),
-        1 - schedule.alpha_bar(t - 1) * (1 - v),
-    )
-    exact = observe(
-        before,
-        schedule.alpha(t).sqrt(),
-        schedule.beta(t),
-        torch.zeros(len(t), dtype=torch.float64),
-    )
-    forward, posterior = (
-        schedule.beta(t),
-        posterior_var(*schedule.levels(t - 1, t)),
-    )
+    zero = torch.zeros(len(t), dtype=torch.float64)
+    before = Gaussian(zero, 1 - schedule.alpha_bar(t - 1) * (1 - v))
+    factor, forward = schedule.alpha(t).sqrt(), schedule.beta(t)
+    exact = observe(before, factor, forward, zero)
+    posterior = posterior_var(*schedule.levels(t - 1, t))
     return exact, Gaussian(exact.mean, forward), Gaussian(exact.mean, posterior)
 
 

@@ -23,20 +23,11 @@ def _target_weight(
     alpha_bar_s: Tensor, alpha_bar_t: Tensor, a: Tensor, b: Tensor
 ) -> Tensor:
     """The divergence itself, at x_t = 0, for a target that is 0 and an answer that is 1."""
-    q = GaussianDiffusion(
-        NoiseSchedule(
-            torch.stack(
-                [
-                    alpha_bar_s.new_zeros(()),
-                    alpha_bar_s.log(),
-                    alpha_bar_t.log(),
-                ]
-            )
-        )
-    )
-    system = torch.stack(
-        [alpha_bar_t.sqrt(), (1 - alpha_bar_t).sqrt(), a, b]
-    ).reshape(2, 2)
+    log_1 = alpha_bar_s.new_zeros(())
+    table = torch.stack([log_1, alpha_bar_s.log(), alpha_bar_t.log()])
+    q = GaussianDiffusion(NoiseSchedule(table))
+    signal, noise = alpha_bar_t.sqrt(), (1 - alpha_bar_t).sqrt()
+    system = torch.stack([signal, noise, a, b]).reshape(2, 2)
     x_0_hat, _ = torch.linalg.solve(system, f64([0.0, 1.0]))
     zero = f64([[0.0]])
     right, wrong = (
@@ -54,13 +45,9 @@ def _exercise_4_1(answer: Any) -> None:
         lambda t: (0.0, -1 / math.sqrt(1 - t)),
         lambda t: (-1.0, 1.0),
     ]
+    names = ("alpha_bar_s", "alpha_bar_t", "a", "b")
     cases = [
-        dict(
-            zip(
-                ("alpha_bar_s", "alpha_bar_t", "a", "b"),
-                map(f64, (s, t, *target(t))),
-            )
-        )
+        dict(zip(names, map(f64, (s, t, *target(t)))))
         for target in targets
         for s, t in levels
     ]
@@ -76,11 +63,8 @@ def _exercise_4_1(answer: Any) -> None:
         def made(
             alpha_bar_s: Tensor, alpha_bar_t: Tensor, a: Tensor, b: Tensor
         ) -> Tensor:
-            return change(
-                alpha_bar_s,
-                alpha_bar_t,
-                b * alpha_bar_t.sqrt() - a * (1 - alpha_bar_t).sqrt(),
-            )
+            det = b * alpha_bar_t.sqrt() - a * (1 - alpha_bar_t).sqrt()
+            return change(alpha_bar_s, alpha_bar_t, det)
 
         return Slip(made, message)
 
@@ -368,9 +352,8 @@ def _exercise_4_4(answer: Any) -> None:
         def made(
             log_density: Tensor, d: int, levels: int, low: float, high: float
         ) -> Tensor:
-            return -log_density / (d * math.log(2)) + offset(
-                d, levels, high - low
-            )
+            constant = offset(d, levels, high - low)
+            return -log_density / (d * math.log(2)) + constant
 
         return Slip(made, message)
 
@@ -415,7 +398,13 @@ def _exercise_4_4(answer: Any) -> None:
             "The log density is in nats.",
         ),
     ]
-    compare(answer, _level_bits, cases, slips, outputs=("the number of bits",))
+    compare(
+        answer,
+        _level_bits,
+        cases,
+        slips,
+        outputs=("the number of bits",),
+    )
 
 
 EXERCISES: dict[str, Exercise] = {

@@ -1,4 +1,7 @@
-"""Chapter 5: the noise level of another SDE and its score, how far a step goes, what a path remembers, probes."""
+"""Chapter 5: the noise level of another SDE and its score, how far a step goes, what a path remembers, probes.
+
+Answers are called by position, so readers may name the arguments as they like.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ def _exercise_5_1(answer: Any) -> None:
     slips = [
         slip(
             lambda r, a: (1 - a).sqrt(),
-            "That is the noise of X. Y is X divided by √ᾱ, and its noise with it.",
+            "That is the noise of X. It is divided by √ᾱ along with X.",
         ),
         slip(
             lambda r, a: (1 - a) / a,
@@ -86,7 +89,7 @@ def _exercise_5_1(answer: Any) -> None:
         ),
         slip(
             lambda r, a: (r / a).sqrt(),
-            "That is the diffusion of Y, the root of the derivative of σ². It is not the derivative of σ.",
+            "That is the diffusion of X/√ᾱ, the root of the derivative of σ². It is not the derivative of σ.",
             output=1,
         ),
         slip(
@@ -128,11 +131,8 @@ def _mixture_score(
     data: GaussianMixture, x: Tensor, signal: float, noise_var: float
 ) -> Tensor:
     """∇ log of the density of signal · X_0 + √noise_var · z, by automatic differentiation."""
-    law = GaussianMixture(
-        data.weights,
-        signal * data.means,
-        signal**2 * data.variances + noise_var,
-    )
+    variances = signal**2 * data.variances + noise_var
+    law = GaussianMixture(data.weights, signal * data.means, variances)
     with torch.enable_grad():
         at = x.detach().double().requires_grad_()
         (slope,) = torch.autograd.grad(law.log_prob(at).sum(), at)
@@ -157,8 +157,8 @@ class _Score:
         return f"the score for {len(self.data.weights)} parts"
 
 
-def _exploding_score(score: _Score, y: Tensor, sigma: Tensor) -> Tensor:
-    return _mixture_score(score.data, y, 1.0, sigma.item() ** 2)
+def _exploding_score(score: _Score, x_tilde: Tensor, sigma: Tensor) -> Tensor:
+    return _mixture_score(score.data, x_tilde, 1.0, sigma.item() ** 2)
 
 
 def _exercise_5_2(answer: Any) -> None:
@@ -175,67 +175,75 @@ def _exercise_5_2(answer: Any) -> None:
             f64([[0.2, 0.1], [0.3, 1.0]]),
         )
     )
-    line, points = (
-        f64([[-2.0], [-0.3], [0.0], [0.7], [5.0]]),
-        f64([[0.1, 0.2], [-3.0, 4.0]]),
-    )
+    line = f64([[-2.0], [-0.3], [0.0], [0.7], [5.0]])
+    points = f64([[0.1, 0.2], [-3.0, 4.0]])
     cases = [
-        {"score": score, "y": y, "sigma": f64(sigma)}
-        for score, y in ((one, line), (two, line), (plane, points))
+        {"score": score, "x_tilde": x_tilde, "sigma": f64(sigma)}
+        for score, x_tilde in ((one, line), (two, line), (plane, points))
         for sigma in (0.3, 1.0, 8.0)
     ]
 
     def slip(
         change: Callable[[_Score, Tensor, Tensor], Tensor], message: str
     ) -> Slip:
-        """A slip as a function of the score, y and ᾱ."""
+        """A slip as a function of the score, x̃ and ᾱ."""
         return Slip(
-            lambda score, y, sigma: change(score, y, 1 / (1 + sigma**2)),
+            lambda score, x_tilde, sigma: change(
+                score, x_tilde, 1 / (1 + sigma**2)
+            ),
             message,
         )
 
     slips = [
         slip(
             lambda score, y, a: score(a.sqrt() * y, a),
-            "The point is right. But a density of Y is not that of X at the corresponding point, nor is its slope: by "
-            "how much does x move when y moves?",
+            "The point is right. But the density of x̃ is not that of x at the corresponding point, nor is its slope: "
+            "by how much does x move when x̃ moves?",
         ),
         slip(
             lambda score, y, a: score(a.sqrt() * y, a) / a.sqrt(),
-            "The factor is the wrong way round: Y is wider than X, so the slope of its log density is smaller.",
+            "The factor is the wrong way round: x̃ is spread wider than x, so the slope of its log density is smaller.",
         ),
         slip(
             lambda score, y, a: a.sqrt() * score(y, a),
-            "The score of X has to be asked at x, which is not y.",
+            "The network's score has to be asked at x, which is not x̃.",
         ),
         slip(
             lambda score, y, a: score(y, a),
-            "X and Y are different variables: which x belongs to this y?",
+            "x and x̃ are different variables: which x belongs to this x̃?",
         ),
         slip(
             lambda score, y, a: a.sqrt() * score(y / a.sqrt(), a),
-            "Y = X/√ᾱ: the x that belongs to y is smaller than y, not larger.",
+            "x̃ = x/√ᾱ: the x that belongs to x̃ is smaller than x̃, not larger.",
         ),
         slip(
             lambda score, y, a: a * score(a.sqrt() * y, a),
-            "The chain rule gives the factor dx/dy once. (A second derivative would have it squared.)",
+            "The chain rule gives the factor dx/dx̃ once. (A second derivative would have it squared.)",
         ),
         Slip(
-            lambda score, y, sigma: (
+            lambda score, x_tilde, sigma: (
                 (1 + sigma**2) ** -0.25
-                * score((1 + sigma**2) ** -0.25 * y, (1 + sigma**2) ** -0.5)
+                * score(
+                    (1 + sigma**2) ** -0.25 * x_tilde, (1 + sigma**2) ** -0.5
+                )
             ),
             "You took √ᾱ for ᾱ: σ² = (1 − ᾱ)/ᾱ is a ratio of variances.",
         ),
         Slip(
-            lambda score, y, sigma: (
+            lambda score, x_tilde, sigma: (
                 (1 + sigma) ** -0.5
-                * score((1 + sigma) ** -0.5 * y, 1 / (1 + sigma))
+                * score((1 + sigma) ** -0.5 * x_tilde, 1 / (1 + sigma))
             ),
             "σ is a standard deviation: the ratio of noise to signal in ᾱ is one of variances.",
         ),
     ]
-    compare(answer, _exploding_score, cases, slips, outputs=("the score",))
+    compare(
+        answer,
+        _exploding_score,
+        cases,
+        slips,
+        outputs=("the score",),
+    )
 
 
 # 5.3: the variance at which Euler–Maruyama settles
@@ -311,7 +319,13 @@ def _exercise_5_3(answer: Any) -> None:
             "Right with noise. Without it every step leaves every variance as it is: 0/0. Simplify before computing.",
         ),
     ]
-    compare(answer, _settled_variance, cases, slips, outputs=("the variance",))
+    compare(
+        answer,
+        _settled_variance,
+        cases,
+        slips,
+        outputs=("the variance",),
+    )
     for b, noise in ((4.0, 1.0), (5.0, 1.0), (1.5, 2.0)):
         (found,) = call(answer, {"b": f64(b), "noise": f64(noise)})
         if found.item() != math.inf:
@@ -338,23 +352,16 @@ def _remembered(
     def variance(lost: Tensor) -> Tensor:
         return 1 + (var - 1) * (-lost).exp()
 
-    growth = (
-        (weights * (0.5 - 0.5 * (1 + noise**2) / variance(at))).sum()
-        * (late - early)
-        / 2
-    )
+    slope = 0.5 - 0.5 * (1 + noise**2) / variance(at)
+    growth = (weights * slope).sum() * (late - early) / 2
     return growth.exp() * (variance(late) / variance(early)).sqrt()
 
 
 def _exercise_5_4(answer: Any) -> None:
     levels = [(0.9, 0.3), (0.5, 0.02), (1.0, 0.4)]
+    names = ("alpha_bar_s", "alpha_bar_u", "var", "noise")
     cases = [
-        dict(
-            zip(
-                ("alpha_bar_s", "alpha_bar_u", "var", "noise"),
-                map(f64, (s, u, var, noise)),
-            )
-        )
+        dict(zip(names, map(f64, (s, u, var, noise))))
         for s, u in levels
         for var, noise in (
             (1.0, 1.0),
@@ -374,9 +381,8 @@ def _exercise_5_4(answer: Any) -> None:
         def made(
             alpha_bar_s: Tensor, alpha_bar_u: Tensor, var: Tensor, noise: Tensor
         ) -> Tensor:
-            v_s, v_u = (
-                1 + (var - 1) * level for level in (alpha_bar_s, alpha_bar_u)
-            )
+            v_s = 1 + (var - 1) * alpha_bar_s
+            v_u = 1 + (var - 1) * alpha_bar_u
             ratio = alpha_bar_u / alpha_bar_s
             return change((ratio * v_s / v_u).sqrt(), noise, ratio, v_s, v_u)
 
@@ -416,22 +422,29 @@ def _exercise_5_4(answer: Any) -> None:
             "That is the flow, which forgets nothing. With noise, paths mix.",
         ),
     ]
-    compare(answer, _remembered, cases, slips, outputs=("the correlation",))
+    compare(
+        answer,
+        _remembered,
+        cases,
+        slips,
+        outputs=("the correlation",),
+    )
 
 
 # 5.5: the variance of Hutchinson's estimate
 
 
 def _probe_variances(J: Tensor) -> tuple[Tensor, Tensor]:
-    """Signs: over all of them. Normal entries: by fourth moments, E[v_i v_j v_k v_l] J_ij J_kl − (tr J)²."""
+    """Signs: over all of them. Normal entries: by fourth moments, E[ζ_i ζ_j ζ_k ζ_l] J_ij J_kl − (tr J)²."""
     d = len(J)
     signs = torch.cartesian_prod(*[f64([-1.0, 1.0])] * d).reshape(-1, d)
     values = torch.einsum("ni,ij,nj->n", signs, J, signs)
     pairs = torch.eye(d, dtype=torch.float64)
+    # Isserlis' theorem: a sum over the three ways to pair four entries.
     fourth = sum(
         torch.einsum(rule, pairs, pairs)
         for rule in ("ij,kl->ijkl", "ik,jl->ijkl", "il,jk->ijkl")
-    )  # Isserlis
+    )
     normal = torch.einsum("ij,kl,ijkl->", J, J, fourth) - J.trace() ** 2
     return values.var(correction=0), normal
 
@@ -469,7 +482,7 @@ def _exercise_5_5(answer: Any) -> None:
         ),
         Slip(
             lambda J: both(J) - diagonal(J),
-            "A factor of two: v_i v_j occurs twice, so its weight is squared after adding, and pairs i < j count once.",
+            "A factor of two: ζ_i ζ_j occurs twice, so its weight is squared after adding, and pairs i < j count once.",
         ),
         Slip(
             lambda J: 4 * (both(J) - diagonal(J)),

@@ -18,10 +18,8 @@ from ddpm_nb.training import Ema
 
 def _memory(decay: float, n: int) -> Tensor:
     """Feed the package's average with the unit vectors, one for each set of weights."""
-    network, units = (
-        nn.Linear(n + 1, 1, bias=False).double(),
-        torch.eye(n + 1, dtype=torch.float64),
-    )
+    network = nn.Linear(n + 1, 1, bias=False).double()
+    units = torch.eye(n + 1, dtype=torch.float64)
     network.weight.data.copy_(units[:1])
     ema = Ema(network, decay)
     for k in range(1, n + 1):
@@ -42,15 +40,19 @@ def _exercise_6_1(answer: Any) -> None:
         def made(decay: float, n: int) -> Tensor:
             held = f64([rule(decay, k) for k in range(1, n + 1)])
             kept, fresh = (1 - held, held) if swapped else (held, 1 - held)
-            later = torch.cat(
-                [kept.flip(0).cumprod(0).flip(0), held.new_ones(1)]
-            )
-            return torch.cat([held.new_ones(1), fresh]) * later
+            one, later = held.new_ones(1), kept.flip(0).cumprod(0).flip(0)
+            return torch.cat([one, fresh]) * torch.cat([later, one])
 
         return Slip(made, message)
 
     def warm(decay: float, k: int) -> float:
         return min(decay, (1 + k) / (10 + k))
+
+    def with_last_decay(untrained: float, decay: float, n: int) -> Tensor:
+        """The weights if all updates had the decay of the last one."""
+        d = warm(decay, n)
+        shares = [untrained, *[1 - d] * n]
+        return f64([share * d ** (n - k) for k, share in enumerate(shares)])
 
     slips = [
         slip(
@@ -75,24 +77,11 @@ def _exercise_6_1(answer: Any) -> None:
             "Your list is in the reverse order: the untrained weights come first.",
         ),
         Slip(
-            lambda decay, n: f64(
-                [
-                    (1 - warm(decay, n)) * warm(decay, n) ** (n - k)
-                    if k
-                    else 0.0
-                    for k in range(n + 1)
-                ]
-            ),
+            lambda decay, n: with_last_decay(0.0, decay, n),
             "You used the last decay for all updates, and left the untrained weights out.",
         ),
         Slip(
-            lambda decay, n: f64(
-                [
-                    (1 - warm(decay, n) if k else 1.0)
-                    * warm(decay, n) ** (n - k)
-                    for k in range(n + 1)
-                ]
-            ),
+            lambda decay, n: with_last_decay(1.0, decay, n),
             "You used the decay of the last update for all of them; each update has its own.",
         ),
     ]
@@ -107,16 +96,13 @@ def _best(
 ) -> tuple[Tensor, Tensor]:
     """Minimize both expected losses: the first by least squares, the second over the noises that are possible."""
     eps = (x_t - alpha_bar.sqrt() * points) / (1 - alpha_bar).sqrt()
-    log_weights = weights.log() + torch.distributions.Normal(
-        0.0, 1.0, validate_args=False
-    ).log_prob(eps)
+    normal = torch.distributions.Normal(0.0, 1.0, validate_args=False)
+    log_weights = weights.log() + normal.log_prob(eps)
     chance = (log_weights - log_weights.logsumexp(0)).exp()
-    root = chance.sqrt()
-    squared = torch.linalg.lstsq(root[:, None], (root * eps)[:, None]).solution[
-        0, 0
-    ]
+    root = chance.sqrt()[:, None]
+    squared = torch.linalg.lstsq(root, root * eps[:, None]).solution
     absolute = (chance * (eps[:, None] - eps).abs()).sum(1)
-    return squared, eps[absolute.argmin()]
+    return squared[0, 0], eps[absolute.argmin()]
 
 
 def _median(values: Tensor, chance: Tensor) -> Tensor:
@@ -153,9 +139,8 @@ def _exercise_6_2(answer: Any) -> None:
             x_t: Tensor, points: Tensor, weights: Tensor, alpha_bar: Tensor
         ) -> Tensor:
             eps = (x_t - alpha_bar.sqrt() * points) / (1 - alpha_bar).sqrt()
-            return change(
-                eps, (weights.log() - eps**2 / 2).softmax(0), points, weights
-            )
+            chance = (weights.log() - eps**2 / 2).softmax(0)
+            return change(eps, chance, points, weights)
 
         return Slip(made, message, output)
 
@@ -238,9 +223,8 @@ def _in_pieces(gradients: Tensor, sizes: Tensor, max_norm: float) -> Tensor:
 
 
 def _shortened(gradient: Tensor, max_norm: float) -> Tensor:
-    return gradient * (
-        max_norm / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-300)
-    ).clamp(max=1)
+    norm = gradient.norm(dim=-1, keepdim=True).clamp(min=1e-300)
+    return gradient * (max_norm / norm).clamp(max=1)
 
 
 def _exercise_6_3(answer: Any) -> None:
@@ -318,9 +302,8 @@ def _exercise_6_3(answer: Any) -> None:
 def _even_steps(u: float, batch_size: int, T: int) -> Tensor:
     """Count the borders of the T parts that lie at or below each point."""
     borders = torch.arange(T, dtype=torch.float64) / T
-    points = (
-        u + torch.arange(batch_size, dtype=torch.float64) / batch_size
-    ) % 1
+    shares = torch.arange(batch_size, dtype=torch.float64) / batch_size
+    points = (u + shares) % 1
     return (borders <= points[:, None]).sum(1).double().sort().values
 
 
@@ -341,14 +324,10 @@ def _exercise_6_4(answer: Any) -> None:
 
         def steps(u: float, batch_size: int, T: int) -> Any:
             found = function(u, batch_size, T)
-            return (
-                None
-                if found is None
-                else torch.as_tensor(found, dtype=torch.float64)
-                .flatten()
-                .sort()
-                .values
-            )
+            if found is None:
+                return None
+            found = torch.as_tensor(found, dtype=torch.float64)
+            return found.flatten().sort().values
 
         return steps if callable(function) else function
 
@@ -356,25 +335,20 @@ def _exercise_6_4(answer: Any) -> None:
         change: Callable[[Tensor, int], Tensor], message: str, wrap: bool = True
     ) -> Slip:
         def made(u: float, batch_size: int, T: int) -> Tensor:
-            points = (
-                u + torch.arange(batch_size, dtype=torch.float64) / batch_size
-            )
+            i = torch.arange(batch_size, dtype=torch.float64)
+            points = u + i / batch_size
             return change(points % 1 if wrap else points, T)
 
         return Slip(ordered(made), message)
 
     def spaced(u: float, batch_size: int, T: int) -> Tensor:
-        points = (
-            u
-            + torch.arange(batch_size, dtype=torch.float64)
-            / max(batch_size - 1, 1)
-        ) % 1
+        i = torch.arange(batch_size, dtype=torch.float64)
+        points = (u + i / max(batch_size - 1, 1)) % 1
         return (T * points).floor() + 1
 
     def made_apart(u: float, batch_size: int, T: int) -> Tensor:
-        return (
-            T * (u + torch.arange(batch_size, dtype=torch.float64)) / batch_size
-        ).floor() + 1
+        i = torch.arange(batch_size, dtype=torch.float64)
+        return (T * (u + i) / batch_size).floor() + 1
 
     slips = [
         Slip(

@@ -16,7 +16,7 @@ from ddpm_nb.denoiser import EPS
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.exact import GaussianMixture
 from ddpm_nb.sampling import DDIM, Ancestral, grid, last, walk
-from ddpm_nb.schedule import NoiseSchedule, added_var
+from ddpm_nb.schedule import NoiseSchedule, Time, added_var
 
 # 7.1: a sampler with three published slips
 
@@ -40,14 +40,14 @@ def _walked(
     x_T: Tensor, betas: Tensor, predict_eps: _ExactNoise, noise: Tensor
 ) -> Tensor:
     """The package's ancestral kernel, with the given noise in place of its own."""
-    q = predict_eps.q
-    kernel = Ancestral(
-        q, lambda x, t: EPS.x_0(q, predict_eps(x, int(t)), x, t), added_var
-    )
-    T = q.schedule.T
-    return last(
-        walk(kernel, x_T, grid(T, T), noise=noise.flip(0))
-    ).x  # noise[0] is that of the last step
+    q, T = predict_eps.q, predict_eps.q.schedule.T
+
+    def denoise(x: Tensor, t: Time) -> Tensor:
+        return EPS.x_0(q, predict_eps(x, int(t)), x, t)
+
+    # Here noise[0] is that of the last step.
+    kernel = Ancestral(q, denoise, added_var)
+    return last(walk(kernel, x_T, grid(T, T), noise=noise.flip(0))).x
 
 
 def _loop(
@@ -75,21 +75,20 @@ def _loop(
 
 
 def _exercise_7_1(answer: Any) -> None:
+    settings = [
+        (f64([0.3]), 0.2),
+        (f64([0.1, 0.4]), 1.0),
+        (torch.linspace(1e-3, 0.4, 20, dtype=torch.float64), 0.3),
+        (f64([0.5, 0.2, 0.05, 0.9]), 2.0),
+    ]
     cases = [
         {
             "x_T": normal(3, seed=seed),
             "betas": betas,
             "predict_eps": _ExactNoise(betas, var),
+            "noise": normal(len(betas), 3, seed=seed + 1),
         }
-        | {"noise": normal(len(betas), 3, seed=seed + 1)}
-        for seed, (betas, var) in enumerate(
-            [
-                (f64([0.3]), 0.2),
-                (f64([0.1, 0.4]), 1.0),
-                (torch.linspace(1e-3, 0.4, 20, dtype=torch.float64), 0.3),
-                (f64([0.5, 0.2, 0.05, 0.9]), 2.0),
-            ]
-        )
+        for seed, (betas, var) in enumerate(settings)
     ]
     hints: dict[str, tuple[dict[str, Any], str]] = {
         "asked": (
@@ -111,11 +110,10 @@ def _exercise_7_1(answer: Any) -> None:
             changes: dict[str, Any] = {}
             for name in names:
                 changes |= hints[name][0]
-            count = (
-                ""
-                if left == 1
-                else f"{('Two', 'Three')[left - 2]} slips are left, and this is one: "
-            )
+            count = ""
+            if left > 1:
+                number = ("Two", "Three")[left - 2]
+                count = f"{number} slips are left, and this is one: "
             slips.append(Slip(_loop(**changes), count + hints[names[0]][1]))
     slips += [
         Slip(
@@ -148,11 +146,8 @@ def _exercise_7_1(answer: Any) -> None:
 def _spread(v: Tensor, eta: Tensor, alpha_bars: Tensor) -> Tensor:
     """Walk two points through the package's kernel: for Gaussian data its mean is linear in x_t."""
     q = GaussianDiffusion(NoiseSchedule(alpha_bars.flip(0).log()))
-    kernel = DDIM(
-        q,
-        GaussianMixture(f64([1.0]), f64([0.0])[None], v.reshape(1)).denoiser(q),
-        eta.item(),
-    )
+    data = GaussianMixture(f64([1.0]), f64([[0.0]]), v.reshape(1))
+    kernel = DDIM(q, data.denoiser(q), eta.item())
     var = f64(1.0)
     for t in range(q.schedule.T, 0, -1):
         law = kernel(f64([1.0])[None], t - 1, t)
@@ -179,9 +174,8 @@ def _recursion(
             sigma = fresh(eta, (1 - a_s) / (1 - a_t) * (1 - a_t / a_s))
             total = a_t * guess_var(v) + 1 - a_t
             one = a_s.sqrt() * a_t.sqrt() * guess_var(v) / total
-            other = (
-                (1 - a_s - sigma).clamp(min=0).sqrt() * (1 - a_t).sqrt() / total
-            )
+            room = (1 - a_s - sigma).clamp(min=0)
+            other = room.sqrt() * (1 - a_t).sqrt() / total
             var = slope_square(one, other) * var + add * sigma
         return var
 
@@ -253,9 +247,8 @@ class _TwoModes:
                 f"predict_eps at alpha_bar = {a.item():g}: there is noise to predict only between 0 and 1"
             )
         total = a * self.var + 1 - a
-        x_0 = (
-            self.var * a.sqrt() * x + (1 - a) * torch.tanh(a.sqrt() * x / total)
-        ) / total
+        mode = torch.tanh(a.sqrt() * x / total)  # E[±1 | x]
+        x_0 = (self.var * a.sqrt() * x + (1 - a) * mode) / total
         return (x - a.sqrt() * x_0) / (1 - a).sqrt()
 
     def __repr__(self) -> str:
@@ -270,9 +263,9 @@ def _heun(
 ) -> Tensor:
     """The package's step, once with the first prediction and once with the mean of both."""
     levels = torch.stack([f64(1.0), alpha_bar_s, alpha_bar_t])
-    q = GaussianDiffusion(
-        NoiseSchedule(levels[levels.diff(prepend=f64(2.0)[None]) < 0].log())
-    )
+    # Where s is the clean data, its level stands twice.
+    levels = levels[levels.diff(prepend=f64([2.0])) < 0]
+    q = GaussianDiffusion(NoiseSchedule(levels.log()))
     t, s = q.schedule.T, q.schedule.T - 1
 
     def step(eps: Tensor) -> Tensor:
@@ -280,9 +273,9 @@ def _heun(
 
     eps = predict_eps(x_t, alpha_bar_t)
     guess = step(eps)
-    return (
-        step(0.5 * (eps + predict_eps(guess, alpha_bar_s))) if s > 0 else guess
-    )
+    if s == 0:
+        return guess
+    return step(0.5 * (eps + predict_eps(guess, alpha_bar_s)))
 
 
 def _corrected(
@@ -307,17 +300,14 @@ def _corrected(
         def move(eps: Tensor) -> Tensor:
             if not scaled:
                 return x_t + (noise_s - noise_t) * eps
-            return (
-                a_s.sqrt() * (x_t - noise_t * eps) / a_t.sqrt() + noise_s * eps
-            )
+            signal = a_s.sqrt() * (x_t - noise_t * eps) / a_t.sqrt()
+            return signal + noise_s * eps
 
         guess = move(eps)
         if a_s == 1 or mix == 0:
             return guess
-        return move(
-            (1 - mix) * eps
-            + mix * predict_eps(*second(x_t, guess, a_t, a_s, eps))
-        )
+        eps_s = predict_eps(*second(x_t, guess, a_t, a_s, eps))
+        return move((1 - mix) * eps + mix * eps_s)
 
     return step
 

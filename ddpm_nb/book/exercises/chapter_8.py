@@ -1,4 +1,7 @@
-"""Chapter 8: an adjoint, a start from several exposures, exact guidance, what coverage hides, a particle's weight."""
+"""Chapter 8: an adjoint, several exposures, exact guidance, coverage, a weight.
+
+Answers are called by position, so readers may name the arguments as they like.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +56,14 @@ def _exercise_8_1(answer: Any) -> None:
         matrix[0, -1] += 1 / 3
 
     def own_only(matrix: Tensor) -> None:
+        row = torch.arange(len(matrix))
         matrix[:] = 0
-        matrix[torch.arange(len(matrix)), 2 * torch.arange(len(matrix))] = 1 / 3
+        matrix[row, 2 * row] = 1 / 3
 
     def two_only(matrix: Tensor) -> None:
+        row = torch.arange(len(matrix))
         own_only(matrix)
-        matrix[torch.arange(len(matrix)), 2 * torch.arange(len(matrix)) + 1] = (
-            1 / 3
-        )
+        matrix[row, 2 * row + 1] = 1 / 3
 
     slips = [
         Slip(
@@ -106,12 +109,10 @@ def _exercise_8_1(answer: Any) -> None:
 
 def _exposed(y: Tensor, gains: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted least squares for the clean signal; its error is the noise of one measurement with gain 1."""
-    rows = gains / sigmas
-    estimate = torch.linalg.lstsq(rows[:, None], y / sigmas[:, None]).solution[
-        0
-    ]
+    rows, right = gains / sigmas, y / sigmas[:, None]
+    estimate = torch.linalg.lstsq(rows[:, None], right).solution
     alpha_bar = 1 / (1 + 1 / torch.linalg.vector_norm(rows).square())
-    return alpha_bar, alpha_bar.sqrt() * estimate
+    return alpha_bar, alpha_bar.sqrt() * estimate[0]
 
 
 def _exercise_8_2(answer: Any) -> None:
@@ -211,17 +212,13 @@ def _informed(
     sigma_y: float,
 ) -> tuple[Tensor, Tensor]:
     """The package's conditioning, for the matrix on x_t alone and for the guess on y first and x_t second."""
-    prior = FullMixture(
-        torch.zeros(1, 1, dtype=torch.float64), mean[None, None], cov[None]
-    )
-    signal, noise = (
-        alpha_bar.sqrt() * torch.eye(len(mean), dtype=torch.float64),
-        (1 - alpha_bar).item(),
-    )
+    log_weight = torch.zeros(1, 1, dtype=torch.float64)
+    prior = FullMixture(log_weight, mean[None, None], cov[None])
+    signal = alpha_bar.sqrt() * torch.eye(len(mean), dtype=torch.float64)
+    noise = (1 - alpha_bar).item()
     left = prior.observe(signal, x_t[None], noise).covariances[0]
-    return left, prior.observe(A, y[None], sigma_y**2).observe(
-        signal, x_t[None], noise
-    ).mean()[0]
+    given_y = prior.observe(A, y[None], sigma_y**2)
+    return left, given_y.observe(signal, x_t[None], noise).mean()[0]
 
 
 def _update(
@@ -245,8 +242,6 @@ def _exercise_8_3(answer: Any) -> None:
             "y": normal(m, seed=3),
             "mean": mean,
             "cov": cov,
-        }
-        | {
             "A": normal(m, len(mean), seed=4),
             "alpha_bar": f64(alpha_bar),
             "sigma_y": sigma_y,
@@ -263,11 +258,8 @@ def _exercise_8_3(answer: Any) -> None:
         return torch.eye(len(cov), dtype=torch.float64)
 
     def shrunk(cov: Tensor, alpha_bar: Tensor) -> Tensor:
-        return (
-            (1 - alpha_bar)
-            * cov
-            @ torch.linalg.inv(alpha_bar * cov + (1 - alpha_bar) * eye(cov))
-        )
+        seen = alpha_bar * cov + (1 - alpha_bar) * eye(cov)
+        return (1 - alpha_bar) * cov @ torch.linalg.inv(seen)
 
     def matrix(
         change: Callable[[Tensor, Tensor], Tensor], message: str
@@ -295,10 +287,8 @@ def _exercise_8_3(answer: Any) -> None:
             alpha_bar: Tensor,
             sigma_y: float,
         ) -> Tensor:
-            R = shrunk(cov, alpha_bar)
-            x_0 = mean + alpha_bar.sqrt() / (1 - alpha_bar) * R @ (
-                x_t - alpha_bar.sqrt() * mean
-            )
+            R, residual = shrunk(cov, alpha_bar), x_t - alpha_bar.sqrt() * mean
+            x_0 = mean + alpha_bar.sqrt() / (1 - alpha_bar) * R @ residual
             return change(x_0, R, A, y, sigma_y, mean, cov)
 
         return Slip(made, message, output=1)
@@ -469,27 +459,21 @@ def _gained(
         torch.distributions.Normal(m, math.sqrt(var))
         for m in (mean, mean + var * gradient)
     )
-    return (
-        (target.log_prob(x_s) - drawn_from.log_prob(x_s)).sum(1)
-        + after
-        - before
-    )
+    log_ratio = target.log_prob(x_s) - drawn_from.log_prob(x_s)
+    return log_ratio.sum(1) + after - before
 
 
 def _exercise_8_5(answer: Any) -> None:
     def case(var: float, seed: int) -> dict[str, Any]:
         mean, gradient, noise = (normal(4, 3, seed=seed + k) for k in range(3))
-        guesses = {
-            "before": normal(4, seed=seed + 3),
-            "after": normal(4, seed=seed + 4),
-        }
-        x_s = mean + var * gradient + math.sqrt(var) * noise
         return {
-            "x_s": x_s,
+            "x_s": mean + var * gradient + math.sqrt(var) * noise,
             "mean": mean,
             "var": var,
             "gradient": gradient,
-        } | guesses
+            "before": normal(4, seed=seed + 3),
+            "after": normal(4, seed=seed + 4),
+        }
 
     def changed(change: Callable[..., Tensor], message: str) -> Slip:
         def made(
@@ -500,12 +484,9 @@ def _exercise_8_5(answer: Any) -> None:
             before: Tensor,
             after: Tensor,
         ) -> Tensor:
-            return change(
-                (gradient * (x_s - mean)).sum(1),
-                var * gradient.square().sum(1),
-                before,
-                after,
-            )
+            moved = (gradient * (x_s - mean)).sum(1)
+            size = var * gradient.square().sum(1)
+            return change(moved, size, before, after)
 
         return Slip(made, message)
 

@@ -61,11 +61,8 @@ def compare(
         for slip in slips
         if slip.output == output and _explains(slip.function, misses)
     ]
-    if (
-        not hints
-        and worst.excess * tolerance < 1e-4
-        and worst.excess < float("inf")
-    ):
+    near = worst.excess * tolerance < 1e-4 and worst.excess < float("inf")
+    if near and not hints:
         hints = [
             "That is nearly right: does a single-precision number, a rounded constant or an approximation enter?"
         ]
@@ -75,17 +72,20 @@ def compare(
 def call(
     answer: Function, case: Case, outputs: Sequence[str] = ("result",)
 ) -> list[Tensor]:
-    """Return the outputs of ``answer`` on a copy of ``case`` as float64 tensors; ``NotYet`` if they are no numbers."""
+    """Return the outputs of ``answer`` on a copy of ``case``, by position, as float64 tensors.
+
+    ``NotYet`` if they are no numbers.
+    """
     if not callable(answer):
         raise NotYet(
             f"Expected a function, got {type(answer).__name__}: pass the function itself, without calling it."
         )
-    result = answer(
-        **{
-            name: value.clone() if torch.is_tensor(value) else value
-            for name, value in case.items()
-        }
-    )
+    copies = {
+        name: value.clone() if torch.is_tensor(value) else value
+        for name, value in case.items()
+    }
+    # By position: a reader may rename the arguments.
+    result = answer(*copies.values())
     if result is None:
         raise NotYet(
             "The function returned None: replace the line with the dots."
@@ -120,29 +120,22 @@ def _misses(
     floor: float,
 ) -> list[_Miss]:
     misses = []
-    for output, (found, expected) in enumerate(
-        zip(call(answer, case, outputs), call(truth, case, outputs))
-    ):
-        if (
-            found.shape != expected.shape
-            and found.numel() == expected.numel() == 1
-        ):
-            found = found.reshape(
-                expected.shape
-            )  # a number is welcome in any wrapping
+    pairs = zip(call(answer, case, outputs), call(truth, case, outputs))
+    for output, (found, expected) in enumerate(pairs):
+        if found.numel() == expected.numel() == 1:
+            # A number is welcome in any wrapping.
+            found = found.reshape(expected.shape)
         if found.shape != expected.shape:
-            shapes = (
-                f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+            raise NotYet(
+                f"{_at(case)}: {outputs[output]} of shape {tuple(found.shape)}, "
+                f"expected {tuple(expected.shape)}."
             )
-            raise NotYet(f"{_at(case)}: {outputs[output]} of {shapes}.")
-        excess = (
-            (found - expected).abs()
-            / (tolerance * expected.abs() + floor).clamp(min=1e-300)
-        ).nan_to_num(nan=float("inf"))
+        allowed = (tolerance * expected.abs() + floor).clamp(min=1e-300)
+        excess = (found - expected).abs() / allowed
+        excess = excess.nan_to_num(nan=float("inf"))
         if excess.numel() and excess.max() > 1:
-            misses.append(
-                _Miss(case, output, found, expected, excess.max().item())
-            )
+            most = excess.max().item()
+            misses.append(_Miss(case, output, found, expected, most))
     return misses
 
 
@@ -155,13 +148,8 @@ def _explains(slip: Function, misses: Sequence[_Miss]) -> bool:
         made = torch.as_tensor(made, dtype=torch.float64)
         if made.numel() != miss.found.numel():
             return False
-        if not torch.allclose(
-            made.reshape(miss.found.shape),
-            miss.found,
-            rtol=1e-6,
-            atol=1e-12,
-            equal_nan=True,
-        ):
+        pair = made.reshape(miss.found.shape), miss.found
+        if not torch.allclose(*pair, rtol=1e-6, atol=1e-12, equal_nan=True):
             return False
     return True
 
@@ -170,21 +158,21 @@ def _difference(miss: _Miss, output: str) -> str:
     """Say what differs, where and by how much."""
     difference = (miss.found - miss.expected).flatten()
     if not bool(torch.isfinite(miss.found).all()):
-        return (
-            f"{_at(miss.case)}: {output} is not finite ({_number(miss.found)})."
-        )
-    at = int(difference.abs().argmax())
-    found, off = miss.found.flatten()[at].item(), difference[at].item()
-    place = (
-        f" number {at + 1} of {len(difference)}" if len(difference) > 1 else ""
+        found = _number(miss.found)
+        return f"{_at(miss.case)}: {output} is not finite ({found})."
+    at, n = int(difference.abs().argmax()), len(difference)
+    value, off = miss.found.flatten()[at].item(), difference[at].item()
+    place = f" number {at + 1} of {n}" if n > 1 else ""
+    sign = "large" if off > 0 else "small"
+    return (
+        f"{_at(miss.case)}: {output}{place} is {value:.4g}, "
+        f"too {sign} by {abs(off):.2g}."
     )
-    return f"{_at(miss.case)}: {output}{place} is {found:.4g}, too {'large' if off > 0 else 'small'} by {abs(off):.2g}."
 
 
 def _at(case: Case) -> str:
-    return "At " + ", ".join(
-        f"{name} = {_number(value)}" for name, value in case.items()
-    )
+    values = [f"{name} = {_number(value)}" for name, value in case.items()]
+    return f"At {', '.join(values)}"
 
 
 def _number(value: Any) -> str:
@@ -193,9 +181,8 @@ def _number(value: Any) -> str:
     if value.ndim == 0:
         return f"{value.item():.4g}"
     if value.ndim == 1 and len(value) <= 6:
-        return (
-            "[" + ", ".join(f"{number:.4g}" for number in value.tolist()) + "]"
-        )
+        numbers = [f"{number:.4g}" for number in value.tolist()]
+        return f"[{', '.join(numbers)}]"
     return f"a tensor of shape {tuple(value.shape)}"
 
 

@@ -16,8 +16,5 @@ def f64(value: float | Sequence[Any]) -> Tensor:
 
 def normal(*shape: int, seed: int) -> Tensor:
     """Draw float64 standard normal numbers that depend on shape and seed only."""
-    return torch.randn(
-        shape,
-        generator=torch.Generator().manual_seed(seed),
-        dtype=torch.float64,
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
