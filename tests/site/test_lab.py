@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 import socket
 import subprocess
 import sys
@@ -11,18 +11,29 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
 from test_browser import CHROMIUM, ROOT, browser
 
+sys.path.insert(0, str(ROOT / "book" / "tools"))
+import equations
+
+LABEL = "eq-gaussian-product"
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server on copies of two chapters."""
+    """A server on a notebook of three real cells: a link to an equation, a long way, and the equation."""
     folder = tmp_path_factory.mktemp("lab")
-    for name in ("01-gaussians", "02-forward"):
-        shutil.copy(ROOT / "book" / f"{name}.ipynb", folder)
+    chapter = nbformat.read(ROOT / "book" / "01-gaussians.ipynb", 4)
+    prose = [cell.source for cell in equations.prose(chapter)]
+    (there,) = (source for source in prose if f'id="{LABEL}"' in source)
+    here = next(source for source in prose if f"(#{LABEL})" in source and source != there)
+    short = nbformat.v4.new_notebook(metadata=chapter.metadata)
+    cells = [here, *["a long way\n\n" * 40] * 2, there]
+    short.cells = [nbformat.v4.new_markdown_cell(source) for source in cells]
+    nbformat.write(short, folder / "short.ipynb")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -46,12 +57,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_a_link_to_an_equation_moves_the_page(lab: str) -> None:
     with browser() as chromium:
         page = chromium.new_page(viewport={"width": 1300, "height": 900})
-        page.goto(f"{lab}/lab/tree/01-gaussians.ipynb?token=reader")
-        link = page.locator('.jp-RenderedMarkdown a[href^="#eq-"]').last
+        page.goto(f"{lab}/lab/tree/short.ipynb?token=reader")
+        link = page.locator(f'.jp-RenderedMarkdown a[href="#{LABEL}"]').first
         link.wait_for(timeout=60_000)
         page.wait_for_timeout(4000)  # Lab sets the formulas one by one
-        label = str(link.get_attribute("href"))[1:]
-        anchor = page.locator(f'[data-jupyter-id="{label}"], [id="{label}"]')
+        anchor = page.locator(f'[data-jupyter-id="{LABEL}"], [id="{LABEL}"]')
         link.scroll_into_view_if_needed()
         before = anchor.evaluate("e => e.getBoundingClientRect().top")
         link.click()
@@ -59,5 +69,6 @@ def test_a_link_to_an_equation_moves_the_page(lab: str) -> None:
         after = anchor.evaluate("e => e.getBoundingClientRect().top")
         assert abs(before - after) > 100, "the page did not move"
         assert 0 <= after < 900, "the equation is not in view"
-        text = page.locator(".jp-RenderedMarkdown").all_inner_texts()
-        assert not [line for line in text if "(eq-" in line or "\\tag" in line]
+        text = "".join(page.locator(".jp-RenderedMarkdown").all_inner_texts())
+        assert "(eq-" not in text and "\\tag" not in text
+        assert re.search(r"\(1\.\d+\)", text), "no equation shows its number"
