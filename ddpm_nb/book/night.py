@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUND", "by_night", "to_night"]
 
-GROUND = "#14181e"
+GROUND = "#121212"
 """The ground of a figure on a dark page: that of the theme."""
 
 SETTERS = (
