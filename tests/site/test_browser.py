@@ -211,6 +211,16 @@ def test_no_motion_where_none_is_wanted(site: str, chromium: Browser) -> None:
         page.context.close()
 
 
+@pytest.mark.parametrize("name", ["book/02-forward", "book/05-sde"])
+def test_nothing_is_lost_in_print(site: str, chromium: Browser, name: str) -> None:
+    page, _ = opened(chromium, f"{site}/{name}.html")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 794, "height": 1123})  # A4 at 96 pixels to the inch
+    page.wait_for_timeout(600)
+    assert page.evaluate(CUT_OFF) == []
+    page.context.close()
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_figure_is_drawn_for_its_page(site: str, chromium: Browser, theme: str) -> None:
     page, _ = opened(chromium, f"{site}/book/01-gaussians.html")
