@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -17,6 +18,14 @@ NUMBERS = ("6.1", "6.2", "6.3", "6.4")
 def test_the_stub_is_not_yet_right_and_the_solution_is(number: str, stub: Any, solution: Any) -> None:
     assert "replace the line with the dots" in verdict(number, stub(number))
     assert verdict(number, solution(number)) is None
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_reader_may_rename_the_arguments(number: str, solution: Any) -> None:
+    answer = solution(number)
+    names = [f"renamed_{i}" for i in range(len(inspect.signature(answer).parameters))]
+    renamed = eval(f"lambda {', '.join(names)}: answer({', '.join(names)})", {"answer": answer})
+    assert verdict(number, renamed) is None
 
 
 def warm(decay: float, k: int) -> float:
@@ -124,7 +133,7 @@ def steps(change: Any, gap: Any = lambda B: 1 / B, wrap: bool = True) -> Any:
         ("6.4", steps(lambda p, T: max(1, round(T * p))), "not equally likely"),
         ("6.4", steps(lambda p, T: 1 + round((T - 1) * p)), "first and the last step"),
         ("6.4", steps(lambda p, T: 1 + int((T - 1) * p)), "never drawn"),
-        ("6.4", steps(lambda p, T: math.ceil(T * p)), "u may be 0"),
+        ("6.4", steps(lambda p, T: math.ceil(T * p)), "zeta may be 0"),
         ("6.4", steps(lambda p, T: 1 + int(T * p), wrap=False), "go round"),
         ("6.4", steps(lambda p, T: min(T, 1 + int(T * p)), wrap=False), "pushed all points"),
         ("6.4", steps(lambda p, T: 1 + int(T * p), lambda B: 1 / max(B - 1, 1)), "how many gaps"),

@@ -16,55 +16,55 @@ from ddpm_nb.training import Ema
 # 6.1: which weights are in the moving average
 
 
-def _memory(decay: float, n: int) -> Tensor:
+def _memory(decay: float, k: int) -> Tensor:
     """Feed the package's average with the unit vectors, one for each set of weights."""
-    network = nn.Linear(n + 1, 1, bias=False).double()
-    units = torch.eye(n + 1, dtype=torch.float64)
+    network = nn.Linear(k + 1, 1, bias=False).double()
+    units = torch.eye(k + 1, dtype=torch.float64)
     network.weight.data.copy_(units[:1])
     ema = Ema(network, decay)
-    for k in range(1, n + 1):
-        network.weight.data.copy_(units[k : k + 1])
+    for j in range(1, k + 1):
+        network.weight.data.copy_(units[j : j + 1])
         ema.update(network)
     return next(ema.network.parameters())[0]
 
 
 def _exercise_6_1(answer: Any) -> None:
     cases = [
-        {"decay": d, "n": n}
-        for d, n in ((0.998, 5), (0.3, 4), (0.9, 200), (0.0, 2), (0.999, 0))
+        {"decay": d, "k": k}
+        for d, k in ((0.998, 5), (0.3, 4), (0.9, 200), (0.0, 2), (0.999, 0))
     ]
 
     def slip(
         rule: Callable[[float, int], float], message: str, swapped: bool = False
     ) -> Slip:
-        def made(decay: float, n: int) -> Tensor:
-            held = f64([rule(decay, k) for k in range(1, n + 1)])
+        def made(decay: float, k: int) -> Tensor:
+            held = f64([rule(decay, j) for j in range(1, k + 1)])
             kept, fresh = (1 - held, held) if swapped else (held, 1 - held)
             one, later = held.new_ones(1), kept.flip(0).cumprod(0).flip(0)
             return torch.cat([one, fresh]) * torch.cat([later, one])
 
         return Slip(made, message)
 
-    def warm(decay: float, k: int) -> float:
-        return min(decay, (1 + k) / (10 + k))
+    def warm(decay: float, j: int) -> float:
+        return min(decay, (1 + j) / (10 + j))
 
-    def with_last_decay(untrained: float, decay: float, n: int) -> Tensor:
+    def with_last_decay(untrained: float, decay: float, k: int) -> Tensor:
         """The weights if all updates had the decay of the last one."""
-        d = warm(decay, n)
-        shares = [untrained, *[1 - d] * n]
-        return f64([share * d ** (n - k) for k, share in enumerate(shares)])
+        d = warm(decay, k)
+        shares = [untrained, *[1 - d] * k]
+        return f64([share * d ** (k - j) for j, share in enumerate(shares)])
 
     slips = [
         slip(
-            lambda decay, k: decay,
+            lambda decay, j: decay,
             "You left out that the decay is held lower at first.",
         ),
         slip(
-            lambda decay, k: warm(decay, k - 1),
+            lambda decay, j: warm(decay, j - 1),
             "Your count of the updates begins at 0; in the package the first is 1.",
         ),
         slip(
-            lambda decay, k: max(decay, (1 + k) / (10 + k)),
+            lambda decay, j: max(decay, (1 + j) / (10 + j)),
             "Held lower, not higher: which of the two numbers counts?",
         ),
         slip(
@@ -73,15 +73,15 @@ def _exercise_6_1(answer: Any) -> None:
             swapped=True,
         ),
         Slip(
-            lambda decay, n: _memory(decay, n).flip(0),
+            lambda decay, k: _memory(decay, k).flip(0),
             "Your list is in the reverse order: the untrained weights come first.",
         ),
         Slip(
-            lambda decay, n: with_last_decay(0.0, decay, n),
+            lambda decay, k: with_last_decay(0.0, decay, k),
             "You used the last decay for all updates, and left the untrained weights out.",
         ),
         Slip(
-            lambda decay, n: with_last_decay(1.0, decay, n),
+            lambda decay, k: with_last_decay(1.0, decay, k),
             "You used the decay of the last update for all of them; each update has its own.",
         ),
     ]
@@ -299,18 +299,18 @@ def _exercise_6_3(answer: Any) -> None:
 # 6.4: the steps of a batch, spread evenly
 
 
-def _even_steps(u: float, batch_size: int, T: int) -> Tensor:
+def _even_steps(zeta: float, batch_size: int, T: int) -> Tensor:
     """Count the borders of the T parts that lie at or below each point."""
     borders = torch.arange(T, dtype=torch.float64) / T
     shares = torch.arange(batch_size, dtype=torch.float64) / batch_size
-    points = (u + shares) % 1
+    points = (zeta + shares) % 1
     return (borders <= points[:, None]).sum(1).double().sort().values
 
 
 def _exercise_6_4(answer: Any) -> None:
     cases = [
-        {"u": u, "batch_size": batch_size, "T": T}
-        for u, batch_size, T in (
+        {"zeta": zeta, "batch_size": batch_size, "T": T}
+        for zeta, batch_size, T in (
             (0.377, 4, 10),
             (0.0, 4, 10),
             (0.9993, 64, 1000),
@@ -322,8 +322,8 @@ def _exercise_6_4(answer: Any) -> None:
     def ordered(function: Any) -> Any:
         """The order within the batch does not matter."""
 
-        def steps(u: float, batch_size: int, T: int) -> Any:
-            found = function(u, batch_size, T)
+        def steps(zeta: float, batch_size: int, T: int) -> Any:
+            found = function(zeta, batch_size, T)
             if found is None:
                 return None
             found = torch.as_tensor(found, dtype=torch.float64)
@@ -334,21 +334,21 @@ def _exercise_6_4(answer: Any) -> None:
     def slip(
         change: Callable[[Tensor, int], Tensor], message: str, wrap: bool = True
     ) -> Slip:
-        def made(u: float, batch_size: int, T: int) -> Tensor:
+        def made(zeta: float, batch_size: int, T: int) -> Tensor:
             i = torch.arange(batch_size, dtype=torch.float64)
-            points = u + i / batch_size
+            points = zeta + i / batch_size
             return change(points % 1 if wrap else points, T)
 
         return Slip(ordered(made), message)
 
-    def spaced(u: float, batch_size: int, T: int) -> Tensor:
+    def spaced(zeta: float, batch_size: int, T: int) -> Tensor:
         i = torch.arange(batch_size, dtype=torch.float64)
-        points = (u + i / max(batch_size - 1, 1)) % 1
+        points = (zeta + i / max(batch_size - 1, 1)) % 1
         return (T * points).floor() + 1
 
-    def made_apart(u: float, batch_size: int, T: int) -> Tensor:
+    def made_apart(zeta: float, batch_size: int, T: int) -> Tensor:
         i = torch.arange(batch_size, dtype=torch.float64)
-        return (T * (u + i) / batch_size).floor() + 1
+        return (T * (zeta + i) / batch_size).floor() + 1
 
     slips = [
         Slip(
@@ -357,7 +357,7 @@ def _exercise_6_4(answer: Any) -> None:
         ),
         Slip(
             ordered(made_apart),
-            "You gave every point a part of its own; that is even too, but here the first point sits at u.",
+            "You gave every point a part of its own; that is even too, but here the first point sits at zeta.",
         ),
         slip(
             lambda points, T: (T * points).floor(),
@@ -381,7 +381,7 @@ def _exercise_6_4(answer: Any) -> None:
         ),
         slip(
             lambda points, T: (T * points).ceil(),
-            "A point on a border belongs to the part that it begins; u may be 0.",
+            "A point on a border belongs to the part that it begins; zeta may be 0.",
         ),
         slip(
             lambda points, T: (T * points).floor() + 1,
