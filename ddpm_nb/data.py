@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
+import shlex
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ddpm_nb.arguments import choose
+from ddpm_nb.arguments import choose, nearest
 from ddpm_nb.registry import Registry
 
 __all__ = [
@@ -23,8 +29,11 @@ __all__ = [
     "DataError",
     "Dataset",
     "IDXFiles",
+    "PackedFile",
+    "card_of",
     "load_dataset",
     "load_labels",
+    "load_pixels",
 ]
 
 
@@ -48,7 +57,7 @@ class Dataset:
     levels : number of equally spaced values of a pixel
     classes : what the labels 0, 1, .. mean
     load : ``(split, root) -> (images, labels)`` with split 'train' or 'test': float32 ``(n, channels, side, side)`` in
-        [−1, 1], and int64 ``(n,)``
+        [−1, 1] or uint8, 0 to 255, and int64 ``(n,)``
     """
 
     side: int
@@ -85,7 +94,7 @@ def load_dataset(name: str, root: Root = None, split: str = "train") -> Tensor:
 
     Parameters
     ----------
-    name : 'digits', 'fashion_mnist', 'mnist', or an entry of your own in :data:`DATASETS`
+    name : 'digits', 'fashion_mnist', 'mnist', an entry of your own in :data:`DATASETS`, or the path of a packed file
     root : folder that holds the four IDX files, gzipped or not, used as it is; without it the environment variable
         ``DDPM_NB_DATA``; without either the files are downloaded once to the user's cache
     split : 'train' or 'test'; of the digits a fifth of each class, drawn once, is the test split
@@ -98,8 +107,10 @@ def load_dataset(name: str, root: Root = None, split: str = "train") -> Tensor:
     ValueError
         If a name is unknown; the message names the nearest.
     """
-    card = DATASETS[name]
+    card = card_of(name)
     images = card.load(split, root)[0]
+    if images.dtype == torch.uint8:
+        images = images.float().div_(127.5).sub_(1.0)
     if images.dtype != torch.float32 or images.shape[1:] != card.event:
         raise DataError(
             f"dataset {name!r}: images of shape {tuple(images.shape)} and dtype {images.dtype}; "
@@ -115,7 +126,124 @@ def load_dataset(name: str, root: Root = None, split: str = "train") -> Tensor:
 
 def load_labels(name: str, root: Root = None, split: str = "train") -> Tensor:
     """Return the labels of the images that :func:`load_dataset` returns for the same arguments: int64 ``(n,)``."""
-    return DATASETS[name].load(split, root)[1]
+    return card_of(name).load(split, root)[1]
+
+
+def load_pixels(
+    name: str, root: Root = None, split: str = "train"
+) -> tuple[Tensor, Tensor]:
+    """Return images and labels as training takes them: those of a packed file uint8 and mapped, not read, others float.
+
+    Arguments and errors are those of :func:`load_dataset`.
+    """
+    if not _is_packed(name):
+        return load_dataset(name, root, split), load_labels(name, root, split)
+    return card_of(name).load(split, root)
+
+
+def card_of(name: str) -> Dataset:
+    """Return the entry of a data set's name in :data:`DATASETS`, or what the packed file at that path says of itself.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or is not a packed file.
+    ValueError
+        If a name is unknown; the message names the nearest.
+    """
+    if _is_packed(name):
+        return _packed(Path(name))
+    if Path(name).is_dir():
+        raise DataError(
+            f"dataset = {name!r}: a folder; pack it first: ddpm-nb pack {shlex.quote(name)} --side 32"
+        )
+    return DATASETS[name]
+
+
+def _is_packed(name: str) -> bool:
+    return name.endswith(".safetensors")
+
+
+_PACKED = "ddpm_nb images 1"
+
+
+def _packed(path: Path) -> Dataset:
+    """Return the entry of a packed file: its header is read, its images are read when they are asked for."""
+    with _opened(path) as file:
+        about = file.metadata()
+        _, channels, side, _ = file.get_slice("train_images").get_shape()
+    return Dataset(
+        side,
+        channels,
+        256,
+        tuple(json.loads(about["classes"])),
+        PackedFile(path),
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        there = sorted(p.name for p in path.parent.glob("*.safetensors"))
+        hint = nearest(path.name, there)
+        raise DataError(f"dataset = {str(path)!r}: no such packed file{hint}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("format") != _PACKED:
+                raise DataError(
+                    f"dataset = {str(path)!r}: a safetensors file, but not one written by ddpm-nb pack"
+                )
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise DataError(
+            f"dataset = {str(path)!r}: truncated or not a safetensors file ({error})"
+        ) from error
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """The loader of a file that :func:`ddpm_nb.packing.pack` wrote: uint8 images, mapped into memory.
+
+    Every byte is verified by its SHA-256 when the file is first read by this process.
+
+    Parameters
+    ----------
+    path : of the file
+    """
+
+    path: Path
+
+    def __call__(self, split: str, root: Root) -> tuple[Tensor, Tensor]:
+        """Return images uint8 ``(n, channels, side, side)`` and labels int64 ``(n,)`` of a split."""
+        choose("split", split, _SPLITS)
+        state = self.path.stat()
+        _verified_packed(self.path.resolve(), state.st_size, state.st_mtime_ns)
+        with _opened(self.path) as file:
+            return (
+                file.get_tensor(f"{split}_images"),
+                file.get_tensor(f"{split}_labels"),
+            )
+
+
+@cache
+def _verified_packed(path: Path, size: int, changed: int) -> str:
+    """Return the SHA-256 of a packed file's content, once for each state of it; ``DataError`` if it says another."""
+    digest = hashlib.sha256()
+    with _opened(path) as file:
+        for name in (
+            "train_images",
+            "train_labels",
+            "test_images",
+            "test_labels",
+        ):
+            tensor = file.get_tensor(name)
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        said = file.metadata().get("sha256")
+    if digest.hexdigest() != said:
+        raise DataError(
+            f"dataset = {str(path)!r}: the content does not match its SHA-256; the file was altered or damaged"
+        )
+    return digest.hexdigest()
 
 
 def _digits(split: str, root: Root) -> tuple[Tensor, Tensor]:

@@ -121,6 +121,7 @@ class NetworkDenoiser:
     network : ``(x_t, t) -> y`` with ``t`` an integer tensor ``(batch,)``
     parameterization : EPS, X0, V or SCORE
     q : the forward process the network was trained with
+    label : the class of the images, one for all or int64 ``(batch,)``, for a network ``(x_t, t, label) -> y``
 
     Raises
     ------
@@ -128,9 +129,10 @@ class NetworkDenoiser:
         If the arguments come in another order.
     """
 
-    network: Callable[[Tensor, Tensor], Tensor]
+    network: Callable[..., Tensor]
     parameterization: Parameterization
     q: GaussianDiffusion
+    label: int | Tensor | None = None
 
     def __post_init__(self) -> None:
         known = isinstance(self.parameterization, Parameterization)
@@ -145,7 +147,11 @@ class NetworkDenoiser:
         steps = t
         if not isinstance(steps, Tensor):
             steps = x_t.new_full(x_t.shape[:1], steps, dtype=torch.long)
-        y = self.network(x_t, steps)
+        if self.label is None:
+            y = self.network(x_t, steps)
+        else:
+            label = torch.as_tensor(self.label, device=x_t.device)
+            y = self.network(x_t, steps, label.expand(len(x_t)))
         return self.parameterization.x_0(self.q, y, x_t, t)
 
 
@@ -158,10 +164,10 @@ def between_steps(denoise: NetworkDenoiser, finer: int) -> NetworkDenoiser:
     q = GaussianDiffusion(refined(denoise.q.schedule, finer))
     network = denoise.network
 
-    def asked(x_t: Tensor, steps: Tensor) -> Tensor:
-        return network(x_t, 1 + (steps.to(x_t.dtype) - 1) / finer)
+    def asked(x_t: Tensor, steps: Tensor, *label: Tensor) -> Tensor:
+        return network(x_t, 1 + (steps.to(x_t.dtype) - 1) / finer, *label)
 
-    return NetworkDenoiser(asked, denoise.parameterization, q)
+    return NetworkDenoiser(asked, denoise.parameterization, q, denoise.label)
 
 
 def predicted_noise(

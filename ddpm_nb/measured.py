@@ -18,14 +18,22 @@ from ddpm_nb.kernels import Kernel, last, walk
 from ddpm_nb.metrics import Moments
 from ddpm_nb.pretrained import FeatureSpace
 
-__all__ = ["Measured", "frechet_after", "likelihoods", "measured"]
+__all__ = [
+    "GuidanceFigures",
+    "Measured",
+    "frechet_after",
+    "guidance_figures",
+    "likelihoods",
+    "measured",
+]
 
 _QUALITY = Path(__file__).parent / "weights" / "quality"
 _LIKELIHOOD = _QUALITY / "likelihood.json"
+_GUIDANCE = _QUALITY / "guidance.json"
 _STORED = {
     path.stem: path
     for path in sorted(_QUALITY.glob("*.json"))
-    if path != _LIKELIHOOD
+    if path not in (_LIKELIHOOD, _GUIDANCE)
 }
 
 
@@ -78,3 +86,41 @@ def likelihoods() -> dict[str, dict[str, Any]]:
     term costs (``spent``); ``baselines``; and, where measured, the best ``variance`` and the probability ``flow``.
     """
     return json.loads(_LIKELIHOOD.read_text("utf-8"))
+
+
+# name of a figure -> its mean over the classes, and the standard error
+_Row = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class GuidanceFigures:
+    """What a shipped conditional model draws for several guidance weights, class by class.
+
+    Parameters
+    ----------
+    sha256 : of the file of the model
+    each : images of a class
+    real : figures of as many real training images of a class
+    rows : weight -> 'accuracy', 'frechet', 'precision', 'recall', 'density', 'coverage', each with its error
+    """
+
+    sha256: str
+    each: int
+    real: _Row
+    rows: dict[float, _Row]
+
+
+def guidance_figures(name: str) -> GuidanceFigures:
+    """Return what ``book/tools/measure_guidance.py`` measured on a shipped model; ``ValueError`` names them."""
+    stored = json.loads(_GUIDANCE.read_text("utf-8"))
+    found = choose("name", name, stored)
+
+    def row(figures: dict[str, list[float]]) -> _Row:
+        return {k: (mean, error) for k, (mean, error) in figures.items()}
+
+    return GuidanceFigures(
+        found["sha256"],
+        found["each"],
+        row(found["real"]),
+        {float(w): row(figures) for w, figures in found["rows"].items()},
+    )

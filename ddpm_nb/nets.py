@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -51,8 +52,11 @@ def _zeroed(module: nn.Module) -> nn.Module:
 class _Block(nn.Module):
     """Residual block: norm, SiLU, convolution, twice; time enters as a scale and shift of the second norm."""
 
-    def __init__(self, width: int, time_width: int) -> None:
+    def __init__(
+        self, width: int, time_width: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        self.dropout = dropout
         self.norm_1 = nn.GroupNorm(8, width)
         self.conv_1 = nn.Conv2d(width, width, 3, padding=1)
         self.time = nn.Linear(time_width, 2 * width)
@@ -62,8 +66,10 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         scale, shift = self.time(time)[:, :, None, None].chunk(2, dim=1)
         h = self.conv_1(F.silu(self.norm_1(x)))
-        h = torch.addcmul(shift, self.norm_2(h), 1 + scale)
-        return x + self.conv_2(F.silu(h))
+        h = F.silu(torch.addcmul(shift, self.norm_2(h), 1 + scale))
+        if self.dropout:
+            h = F.dropout(h, self.dropout, self.training)
+        return x + self.conv_2(h)
 
 
 class _Attention(nn.Module):
@@ -93,17 +99,19 @@ class _Up(nn.Module):
     would ask for.
     """
 
-    def __init__(self, width: int, time_width: int) -> None:
+    def __init__(
+        self, width: int, time_width: int, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.merge = nn.Conv2d(2 * width, width, 1)
-        self.block = _Block(width, time_width)
+        self.block = _Block(width, time_width, dropout)
 
     def forward(self, x: Tensor, skip: Tensor, time: Tensor) -> Tensor:
         return self.block(self.merge(torch.cat([x, skip], dim=1)), time)
 
 
 class UNet(nn.Module):
-    """Predict a target of the shape of x_t from (x_t, t).
+    """Predict a target of the shape of x_t from (x_t, t), or from (x_t, t, label) with classes.
 
     Images are cut into ``patch`` x ``patch`` blocks that become channels, so that no layer works at full resolution;
     then come levels of residual blocks with halved resolution, attention at the lowest, and the way back up with skip
@@ -117,11 +125,13 @@ class UNet(nn.Module):
     blocks : residual blocks of a level, on the way down and on the way up
     patch : side of the blocks that become channels
     outputs : numbers that it answers for each pixel and channel
+    classes : number of labels 0, 1, .. that it knows beside -1, which stands for none; 0 for a network without labels
+    dropout : share of the numbers between the convolutions of a block that training leaves out
 
     Raises
     ------
     ValueError
-        If the sizes do not fit, or an input has another size than ``image_size``.
+        If the sizes do not fit, an input has another size than ``image_size``, or a label is none that it knows.
     """
 
     def __init__(
@@ -132,9 +142,16 @@ class UNet(nn.Module):
         blocks: int = 1,
         patch: int = 1,
         outputs: int = 1,
+        classes: int = 0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         whole_number("blocks", blocks, least=1)
+        self.classes = whole_number("classes", classes, least=0)
+        if not 0 <= dropout < 1:
+            raise ValueError(
+                f"dropout = {dropout}: expected a share from 0 up to but not including 1"
+            )
         if not widths or any(width % 8 or width < 8 for width in widths):
             raise ValueError(
                 f"widths = {widths!r}: expected multiples of 8, one for each level"
@@ -155,35 +172,55 @@ class UNet(nn.Module):
         )
         self.inward = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList(
-            nn.ModuleList(_Block(width, time_width) for _ in range(blocks))
+            nn.ModuleList(
+                _Block(width, time_width, dropout) for _ in range(blocks)
+            )
             for width in widths
         )
         self.coarser = nn.ModuleList(
             nn.Conv2d(fine, coarse, 1) for fine, coarse in pairwise(widths)
         )
         self.attention = _Attention(widths[-1])
-        self.middle = _Block(widths[-1], time_width)
+        self.middle = _Block(widths[-1], time_width, dropout)
         self.finer = nn.ModuleList(
             nn.Conv2d(coarse, fine, 1) for fine, coarse in pairwise(widths)
         )
         self.up = nn.ModuleList(
-            nn.ModuleList(_Up(width, time_width) for _ in range(blocks))
+            nn.ModuleList(
+                _Up(width, time_width, dropout) for _ in range(blocks)
+            )
             for width in widths
         )
         self.norm = nn.GroupNorm(8, widths[0])
         self.outward = _zeroed(
             nn.Conv2d(widths[0], outputs * channels * patch**2, 3, padding=1)
         )
+        # Made last, so that the other weights are those of a network without.
+        self.label = (
+            _zeroed(nn.Embedding(classes + 1, time_width)) if classes else None
+        )
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Return the prediction for ``x_t`` ``(batch, channels, side, side)`` at integer steps ``t`` ``(batch,)``."""
+    def forward(
+        self, x_t: Tensor, t: Tensor, label: Tensor | None = None
+    ) -> Tensor:
+        """Return the prediction for ``x_t`` ``(batch, channels, side, side)`` at integer steps ``t`` ``(batch,)``.
+
+        ``label`` is int64 ``(batch,)`` with −1 for none; without it all are −1.
+        """
         if x_t.shape[1:] != self.event:
             expected = ", ".join(map(str, self.event))
             raise ValueError(
                 f"x_t of shape {tuple(x_t.shape)}: expected (batch, {expected})"
             )
         time = time_embedding(t, self.time_features)
-        time = F.silu(self.time(time.to(self.inward.weight.dtype)))
+        time = self.time(time.to(self.inward.weight.dtype))
+        if self.label is not None:
+            time = time + self.label(self._row(label, t))
+        elif label is not None:
+            raise ValueError(
+                "label: this network was built without classes; expected none"
+            )
+        time = F.silu(time)
         # Mixed precision leaves the first and the last layer as they are: half
         # precision has no room for a grey level.
         with torch.autocast(x_t.device.type, enabled=False):
@@ -205,45 +242,119 @@ class UNet(nn.Module):
             y = self.outward(F.silu(self.norm(h.to(x_t.dtype))))
         return F.pixel_shuffle(y, self.patch)
 
+    def _row(self, label: Tensor | None, t: Tensor) -> Tensor:
+        """Row of the embedding for each label; that of none, -1, is the last."""
+        if label is None:
+            return torch.full_like(t, self.classes, dtype=torch.long)
+        if label.device.type == "cpu":  # a GPU would have to be waited for
+            low, high = (int(value) for value in label.aminmax())
+            if not -1 <= low <= high < self.classes:
+                raise ValueError(
+                    f"label: numbers from {low} to {high}; expected classes 0 to {self.classes - 1}, or -1 for none"
+                )
+        return label % (self.classes + 1)
+
 
 def _members(modules: nn.Module) -> Iterator[nn.Module]:
     return modules.children()
 
 
-def image_unet(channels: int, side: int, outputs: int = 1) -> UNet:
-    """Return the untrained U-Net that the book trains: from 16 pixels on wider, and on blocks of 2 × 2.
+def image_unet(
+    channels: int,
+    side: int,
+    outputs: int = 1,
+    classes: int = 0,
+    dropout: float = 0.0,
+) -> UNet:
+    """Return the untrained U-Net of the book for images of 8 to 256 pixels: the larger they are, the deeper it is.
 
-    It answers ``outputs`` numbers for each pixel and channel. Raises ``ValueError`` for a side that it cannot halve: it
-    takes even ones, and multiples of 4 from 16 on.
+    Below 16 pixels it works on pixels; from there on blocks of 2 × 2 become channels, from 96 on blocks of 4 × 4. Then
+    levels are added until the lowest has at most 16 × 16 places. Attention, whose cost grows with the square of the
+    places, is only there. It answers ``outputs`` numbers for each pixel and channel.
+
+    Raises
+    ------
+    ValueError
+        For a side that it cannot halve as often as it must: below 16 an even number, from there on a multiple of 4,
+        from 33 on of 8, from 65 on of 16; or for one below 8 or above 256.
     """
+    if not 8 <= side <= 256:
+        raise ValueError(f"side = {side}: expected 8 to 256 pixels")
     if side < 16:
-        return UNet(side, channels, widths=(32, 64), outputs=outputs)
-    return UNet(side, channels, widths=(64, 128), patch=2, outputs=outputs)
+        widths: tuple[int, ...] = (32, 64)
+    else:
+        depth = 2 + (side > 32) + (side > 64)
+        widths = (64, 128, 192, 256)[:depth]
+    patch = 1 + (side >= 16) + 2 * (side >= 96)
+    return UNet(
+        side,
+        channels,
+        widths=widths,
+        patch=patch,
+        outputs=outputs,
+        classes=classes,
+        dropout=dropout,
+    )
 
 
-def fine_unet(channels: int, side: int, outputs: int = 1) -> UNet:
+def fine_unet(
+    channels: int,
+    side: int,
+    outputs: int = 1,
+    classes: int = 0,
+    dropout: float = 0.0,
+) -> UNet:
     """Return an untrained U-Net with a level at full resolution, for likelihood: the last bits lie between neighbours.
 
     Raises ``ValueError`` for a side that is no multiple of 4.
     """
-    return UNet(side, channels, widths=(64, 96, 128), outputs=outputs)
+    return UNet(
+        side,
+        channels,
+        widths=(64, 96, 128),
+        outputs=outputs,
+        classes=classes,
+        dropout=dropout,
+    )
 
 
 NETWORKS: Registry[Callable[..., nn.Module]] = Registry(
     "network", {"unet": image_unet, "unet_fine": fine_unet}
 )
-"""(channels, side of an image, outputs) ↦ an untrained network ``(x_t, t) -> y`` with ``outputs · channels`` channels.
+"""(channels, side of an image, ..) ↦ an untrained network ``(x_t, t) -> y`` with ``outputs · channels`` channels.
 
-By the names in recipes and checkpoints. One that takes no third argument has one output.
+By the names in recipes and checkpoints. What else is asked of it comes as keywords, each only if it is not the default:
+``outputs`` (1), ``classes`` (0; then it takes ``(x_t, t, label)`` too) and ``dropout`` (0).
 """
 
 
-def built(network: str, channels: int, side: int, outputs: int) -> nn.Module:
-    """Return the untrained network of a name, with as many outputs as a parameterization asks."""
+def built(
+    network: str,
+    channels: int,
+    side: int,
+    outputs: int = 1,
+    classes: int = 0,
+    dropout: float = 0.0,
+) -> nn.Module:
+    """Return the untrained network of a name: ``outputs`` as a parameterization asks, ``classes`` for labels.
+
+    Raises
+    ------
+    ValueError
+        If the network has no option for what is asked; it is named.
+    """
     build = NETWORKS[network]
-    if outputs == 1:
-        return build(channels, side)
-    return build(channels, side, outputs)
+    asked = {"outputs": outputs, "classes": classes, "dropout": dropout}
+    defaults = {"outputs": 1, "classes": 0, "dropout": 0.0}
+    options = {k: v for k, v in asked.items() if v != defaults[k]}
+    known = inspect.signature(build).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    for name in options:
+        if name not in known and not takes_any:
+            raise ValueError(
+                f"network = {network!r}: it takes no {name}; expected one that does, such as 'unet'"
+            )
+    return build(channels, side, **options)
 
 
 def flops_per_image(network: nn.Module, event: tuple[int, ...]) -> int:

@@ -130,7 +130,8 @@ def muon(network: nn.Module) -> Muon:
     inside = {
         name
         for name, p in named
-        if p.ndim >= 2 and not name.startswith(("inward", "outward", "time"))
+        if p.ndim >= 2
+        and not name.startswith(("inward", "outward", "time", "label"))
     }
     return Muon(
         (p for name, p in named if name in inside),

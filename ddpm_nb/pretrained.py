@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class Model:
     event : shape of an image, ``(channels, side, side)``
     dataset : name of the training data
     step : optimization steps behind the weights
+    classes : names of the labels 0, 1, .. that the network takes; none for a network ``(x_t, t) -> y``
     """
 
     network: nn.Module
@@ -68,11 +70,23 @@ class Model:
     event: tuple[int, ...]
     dataset: str
     step: int
+    classes: tuple[str, ...] = ()
 
     @property
     def denoiser(self) -> NetworkDenoiser:
         """The denoiser (x_t, t) → x̂_0 that samplers take."""
         return NetworkDenoiser(self.network, self.parameterization, self.q)
+
+    def given(self, label: int | Tensor) -> NetworkDenoiser:
+        """Return the denoiser (x_t, t) → x̂_0 of a class: one label for all, or int64 ``(batch,)``; -1 is none.
+
+        Raises ``ValueError`` for a model without classes.
+        """
+        if not self.classes:
+            raise ValueError(
+                f"label = {label}: this model of {self.dataset} was trained without classes"
+            )
+        return replace(self.denoiser, label=label)
 
 
 def model_state(
@@ -81,6 +95,7 @@ def model_state(
     parameterization: str,
     q: GaussianDiffusion,
     dataset: str,
+    classes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the description of a model that a checkpoint must hold, beside the weights, for :func:`load_model`.
 
@@ -92,6 +107,7 @@ def model_state(
     event : shape of an image, ``(channels, side, side)``
     q : the forward process
     dataset : name of the training data
+    classes : names of the labels that the network takes
     """
     choose("network", network, NETWORKS)
     choose("parameterization", parameterization, PARAMETERIZATIONS)
@@ -101,6 +117,7 @@ def model_state(
         "log_alpha_bars": q.schedule.log_alpha_bars,
         "parameterization": parameterization,
         "dataset": dataset,
+        "classes": list(classes),
     }
 
 
@@ -119,7 +136,14 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     try:
         target = PARAMETERIZATIONS[about["parameterization"]]
         channels, side, _ = about["event"]
-        network = built(about["network"], channels, side, target.outputs)
+        classes = tuple(about.get("classes", ()))  # younger than some files
+        network = built(
+            about["network"],
+            channels,
+            side,
+            target.outputs,
+            classes=len(classes),
+        )
     except ValueError as error:
         raise CheckpointError(
             f"{source}: {error}; register yours before loading, as ddpm_nb.registry says"
@@ -134,6 +158,7 @@ def load_model(source: str | os.PathLike[str]) -> Model:
         event,
         about["dataset"],
         state["step"],
+        classes,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ __all__ = [
     "batch_of_step",
     "checkpointed",
     "constant_rate",
+    "labels_of_step",
     "train",
     "warmup_rate",
 ]
@@ -185,14 +186,22 @@ class Objective:
 
     def loss(
         self,
-        network: Callable[[Tensor, Tensor], Tensor],
+        network: Callable[..., Tensor],
         x_0: Tensor,
         t: Tensor,
         eps: Tensor,
+        *label: Tensor,
     ) -> Tensor:
-        """Return the mean of the weighted squared errors of a batch, per dimension, 0-d."""
+        """Return the mean of the weighted squared errors of a batch, per dimension, 0-d.
+
+        With a ``label`` ``(batch,)`` the network is asked for ``network(x_t, t, label)``.
+        """
         q, target, d = self.q, self.parameterization, x_0[0].numel()
-        error = simple_loss(q, network, x_0, t, eps, target) / d
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            return network(x_t, t, *label)
+
+        error = simple_loss(q, predict, x_0, t, eps, target) / d
         weight = self.weighting(q.schedule, target, t).to(error)
         return (weight * error).mean()
 
@@ -209,6 +218,8 @@ class Plan:
     seed : of every draw
     microbatches : parts whose gradients are added up before the step, where a batch does not fit into memory
     max_grad_norm : longer gradients are shortened to this norm
+    flip : whether every other image, by chance, is mirrored left to right
+    label_dropout : share of the labels that are replaced by -1, none, where there are labels
 
     Raises
     ------
@@ -222,6 +233,8 @@ class Plan:
     seed: int = 0
     microbatches: int = 1
     max_grad_norm: float = 1.0
+    flip: bool = False
+    label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         smallest = {"steps": 1, "batch_size": 1, "seed": 0, "microbatches": 1}
@@ -235,29 +248,70 @@ class Plan:
             raise ValueError(
                 f"max_grad_norm = {self.max_grad_norm}: expected a positive number"
             )
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(
+                f"label_dropout = {self.label_dropout}: expected a share from 0 to 1"
+            )
+
+
+def _words(plan: Plan, number: int) -> list[int]:
+    """Return the seeds of a step's draws: rows and t, ε, labels that are dropped, images that are mirrored, dropout."""
+    state = np.random.SeedSequence([plan.seed, number]).generate_state(5)
+    return [int(word) for word in state]
+
+
+def _rows(
+    plan: Plan, count: int, number: int
+) -> tuple[Tensor, torch.Generator]:
+    generator = torch.Generator().manual_seed(_words(plan, number)[0])
+    rows = torch.randint(count, (plan.batch_size,), generator=generator)
+    return rows, generator
 
 
 def batch_of_step(
-    objective: Objective, plan: Plan, data: Tensor, number: int
+    objective: Objective,
+    plan: Plan,
+    data: Tensor,
+    number: int,
+    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (x_0, t, ε) of step ``number``: images drawn with replacement, t in 1..T, ε ~ N(0, I).
 
-    A function of the plan's seed and the number only; ε is drawn where the data are.
+    A function of the plan's seed and the number only. All are on ``device``, by default that of the data; ε is drawn
+    there. Images stored as uint8, 0 to 255, become float32 in [−1, 1].
     """
-    words = np.random.SeedSequence([plan.seed, number]).generate_state(2)
-    generator = torch.Generator().manual_seed(int(words[0]))
-    n, T, device = plan.batch_size, objective.q.schedule.T, data.device
-    rows = torch.randint(len(data), (n,), generator=generator)
+    device = data.device if device is None else device
+    T, n, words = objective.q.schedule.T, plan.batch_size, _words(plan, number)
+    rows, generator = _rows(plan, len(data), number)
     t = objective.draw_steps(T, n, generator)
-    generator = torch.Generator(device).manual_seed(int(words[1]))
+    x_0 = data[rows.to(data.device, non_blocking=True)]
+    x_0 = x_0.to(device, non_blocking=True)
+    if x_0.dtype == torch.uint8:
+        x_0 = x_0.float().div_(127.5).sub_(1.0)
+    if plan.flip:
+        coin = torch.Generator().manual_seed(words[3])
+        heads = torch.rand(n, generator=coin) < 0.5
+        heads = heads.to(device)[:, *[None] * (x_0.ndim - 1)]
+        x_0 = torch.where(heads, x_0.flip(-1), x_0)
+    generator = torch.Generator(device).manual_seed(words[1])
     eps = torch.randn(
-        (n, *data.shape[1:]),
-        generator=generator,
-        device=device,
-        dtype=data.dtype,
+        x_0.shape, generator=generator, device=device, dtype=x_0.dtype
     )
-    x_0 = data[rows.to(device, non_blocking=True)]
     return x_0, t.to(device, non_blocking=True), eps
+
+
+def labels_of_step(plan: Plan, labels: Tensor, number: int) -> Tensor:
+    """Return the labels of the images of :func:`batch_of_step`, a share of them replaced by -1: int64 ``(batch,)``.
+
+    One network learns both denoisers, that of each class and that of all data, from batches in which some images come
+    without their label. Source: Ho & Salimans (2022), Algorithm 1. Book: [](#eq-g9-label-dropout).
+    """
+    rows, _ = _rows(plan, len(labels), number)
+    generator = torch.Generator().manual_seed(_words(plan, number)[2])
+    drop = torch.rand(plan.batch_size, generator=generator) < plan.label_dropout
+    device = labels.device
+    chosen = labels[rows.to(device, non_blocking=True)]
+    return chosen.masked_fill(drop.to(device, non_blocking=True), -1)
 
 
 def train(
@@ -268,6 +322,7 @@ def train(
     plan: Plan,
     start: int = 0,
     accelerator: Accelerator | _Alone | None = None,
+    labels: Tensor | None = None,
 ) -> Iterator[Step]:
     """Minimize the objective by gradient steps, yielding after each: Roysdon 1.10, Vilhes Algorithm 1.
 
@@ -277,21 +332,28 @@ def train(
     Parameters
     ----------
     network, optimizer : as ``accelerator.prepare`` returns them, or plain ones
-    data : images ``(n, *event)`` in [−1, 1], where the network is
+    data : images ``(n, *event)``, floats in [−1, 1] where the network is, or uint8 anywhere, such as in a file
     start : steps done already, by a run that is resumed
     accelerator : an ``accelerate.Accelerator``, for mixed precision or several processes; without one, neither
+    labels : int64 ``(n,)`` for a network ``(x_t, t, label)``, see :func:`labels_of_step`
 
     Raises
     ------
     ValueError, TypeError
-        Before any work, if a number is out of range, the parts do not fit, or the data are no floats.
+        Before any work, if a number is out of range, the parts do not fit, the data are neither floats nor uint8, or
+        there are not as many labels as images.
     FloatingPointError
         If the loss or its gradient is not finite; it names the step and the learning rate. On a CPU every step is
         checked and the weights are those before it; on a GPU, which would have to be waited for, every fiftieth.
     """
-    if not data.is_floating_point() or not len(data):
+    known = data.is_floating_point() or data.dtype == torch.uint8
+    if not known or not len(data):
         raise TypeError(
-            f"data of shape {tuple(data.shape)} and dtype {data.dtype}: expected floats, at least one row"
+            f"data of shape {tuple(data.shape)} and dtype {data.dtype}: expected floats or uint8, at least one row"
+        )
+    if labels is not None and labels.shape != data.shape[:1]:
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)}: expected ({len(data)},), one for each image"
         )
     if plan.steps < whole_number("start", start, least=0):
         raise ValueError(
@@ -304,7 +366,9 @@ def train(
             f"batch_size = {plan.batch_size}: expected a multiple of {parts}, "
             f"for {accelerator.num_processes} process(es) of {plan.microbatches} microbatch(es)"
         )
-    return _train(network, optimizer, objective, data, plan, start, accelerator)
+    return _train(
+        network, optimizer, objective, data, plan, start, accelerator, labels
+    )
 
 
 def _train(
@@ -315,24 +379,33 @@ def _train(
     plan: Plan,
     start: int,
     accelerator: Accelerator | _Alone,
+    labels: Tensor | None,
 ) -> Iterator[Step]:
     parts = accelerator.num_processes * plan.microbatches
+    device = next(network.parameters()).device
     network.train()
     for number in range(start, plan.steps):
         rate = plan.rate(number)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        batch = batch_of_step(objective, plan, data, number)
+        batch: tuple[Tensor, ...]
+        batch = batch_of_step(objective, plan, data, number, device)
+        if labels is not None:
+            known = labels_of_step(plan, labels, number).to(device)
+            batch = (*batch, known)
         optimizer.zero_grad(set_to_none=True)
         losses = []
         for part in range(plan.microbatches):
             first = accelerator.process_index + part * accelerator.num_processes
             own = slice(first, None, parts)
-            x_0, t, eps = (tensor[own] for tensor in batch)
+            mine = [tensor[own] for tensor in batch]
             # Only the last part's gradients are sent to the other processes.
             is_last = part == plan.microbatches - 1
-            with nullcontext() if is_last else accelerator.no_sync(network):
-                loss = objective.loss(network, x_0, t, eps) / plan.microbatches
+            with (
+                nullcontext() if is_last else accelerator.no_sync(network),
+                _dropout_of(plan, number, first, device),
+            ):
+                loss = objective.loss(network, *mine) / plan.microbatches
                 accelerator.backward(loss)
             losses.append(loss.detach())
         loss = torch.stack(losses).sum()
@@ -345,6 +418,17 @@ def _train(
             _check_finite(loss, norm, number, rate, precision)
         optimizer.step()
         yield Step(number + 1, accelerator.reduce(loss, "mean"))
+
+
+@contextmanager
+def _dropout_of(
+    plan: Plan, number: int, part: int, device: torch.device
+) -> Iterator[None]:
+    """Draw what the network itself draws, dropout, from the step's own seed, and leave torch's generators alone."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(_words(plan, number)[4] + part)
+        yield
 
 
 class _Alone:

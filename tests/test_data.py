@@ -326,7 +326,7 @@ def test_digits_need_neither_network_nor_folder(monkeypatch):
     ("images", "message"),
     [
         (torch.zeros(3, 1, 8, 8), r"images of shape \(3, 1, 8, 8\) .*expected float32 \(n, 3, 4, 4\)"),
-        (torch.zeros(3, 3, 4, 4, dtype=torch.uint8), "dtype torch.uint8; expected float32"),
+        (torch.zeros(3, 3, 4, 4, dtype=torch.int16), "dtype torch.int16; expected float32"),
         (torch.full((3, 3, 4, 4), 255.0), r"values from 255 to 255; expected them in \[−1, 1\]"),
         (torch.full((3, 3, 4, 4), torch.nan), "values from nan to nan"),
     ],

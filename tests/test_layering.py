@@ -18,8 +18,21 @@ ORDER = [
     {"kernels"},  # what chapters 5 and 7 walk
     {"sde", "training", "sampling", "variance"},  # siblings do not import each other
     {"pretrained", "solvers"},
-    {"inverse", "likelihood", "convergence", "recipe", "latents", "measured", "evaluation", "quality"},
-    {"__main__"},
+    {
+        "inverse",
+        "likelihood",
+        "convergence",
+        "recipe",
+        "latents",
+        "measured",
+        "evaluation",
+        "quality",
+        "export",
+        "packing",
+    },
+    {"guidance"},  # uses what bends a walk, of inverse
+    {"commands"},
+    {"__main__"},  # the thin end of the commands
     {"book"},  # exercises, figures and notebooks may use every layer, and nothing uses them
 ]
 FOUNDATIONS = {"arguments", "registry", "precision"}  # used by all, each by the later ones only

@@ -327,7 +327,7 @@ def test_a_wrong_start_or_data_are_refused_before_any_work(objective, data):
         with pytest.raises(ValueError, match=message):
             train(*fresh(), objective, data, PLAN, start)  # not even asked for a first step
     for wrong in (data.long(), data[:0]):
-        with pytest.raises(TypeError, match=r"data of shape .*expected floats, at least one row"):
+        with pytest.raises(TypeError, match=r"data of shape .*expected floats or uint8, at least one row"):
             train(*fresh(), objective, wrong, PLAN)
 
 

@@ -160,6 +160,14 @@ def models() -> str:
     return "\n\n".join(pages) + "\n"
 
 
+def commands() -> str:
+    """Return the help of every command as MyST."""
+    from ddpm_nb.commands import options
+
+    parsers = options().commands.items()
+    return "\n\n".join(f"## `ddpm-nb {name}`\n\n```text\n{p.format_help().strip()}\n```" for name, p in parsers) + "\n"
+
+
 def citation() -> str:
     """Return ``CITATION.cff`` as a BibTeX entry, in MyST."""
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
@@ -193,6 +201,7 @@ def stage() -> None:
         "verification": register.verification_table(),
         "errata": register.errata(),
         "models": models(),
+        "commands": commands(),
         "citation": citation(),
     }
     for name, text in pages.items():

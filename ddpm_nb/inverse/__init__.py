@@ -15,6 +15,7 @@ from ddpm_nb.inverse.guidance import (
     Guess,
     Guided,
     Likelihood,
+    Twist,
     gaussian_spread,
     guided,
     no_spread,
@@ -28,6 +29,12 @@ from ddpm_nb.inverse.measurement import (
     average_pool,
     blur,
     measure,
+)
+from ddpm_nb.inverse.nonlinear import (
+    NonlinearDPS,
+    Observation,
+    ObservationLikelihood,
+    observe,
 )
 from ddpm_nb.inverse.particles import Particles, twisted_walk
 from ddpm_nb.inverse.posterior import (
@@ -46,11 +53,15 @@ __all__ = [
     "Mask",
     "Matrix",
     "Measurement",
+    "NonlinearDPS",
+    "Observation",
+    "ObservationLikelihood",
     "Operator",
     "Particles",
     "RePaint",
     "Replacement",
     "Separable",
+    "Twist",
     "average_pool",
     "blur",
     "denoising_level",
@@ -60,6 +71,7 @@ __all__ = [
     "guided",
     "measure",
     "no_spread",
+    "observe",
     "posterior_errors",
     "twisted_walk",
 ]

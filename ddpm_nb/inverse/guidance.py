@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ __all__ = [
     "Guess",
     "Guided",
     "Likelihood",
+    "Twist",
     "gaussian_spread",
     "guided",
     "no_spread",
@@ -65,6 +66,17 @@ class Guess(NamedTuple):
     x_0: Tensor
     log_prob: Tensor
     gradient: Tensor
+
+
+class Twist(Protocol):
+    """What bends a walk: ``(x_t, t) -> Guess``, with the forward process ``q``. A :class:`Likelihood` is one."""
+
+    @property
+    def q(self) -> GaussianDiffusion:
+        """The forward process."""
+
+    def __call__(self, x_t: Tensor, t: Time) -> Guess:
+        """Return x̂_0, log p̃(y | x_t) and its gradient."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +145,7 @@ class Likelihood:
 class Guided:
     """The denoiser x̂_0 + (1 − ᾱ)/√ᾱ ∇ log p̃(y | x_t): see :func:`guided`."""
 
-    likelihood: Likelihood
+    likelihood: Twist
 
     @property
     def q(self) -> GaussianDiffusion:

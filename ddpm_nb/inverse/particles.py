@@ -13,7 +13,7 @@ from torch import Tensor
 from ddpm_nb.arguments import whole_number
 from ddpm_nb.diffusion import posterior_var
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.inverse.guidance import Guess, Likelihood
+from ddpm_nb.inverse.guidance import Guess, Twist
 from ddpm_nb.kernels import decreasing_times
 from ddpm_nb.precision import drawn_on
 from ddpm_nb.schedule import Variance
@@ -52,7 +52,7 @@ class Particles:
 
 
 def twisted_walk(
-    likelihood: Likelihood,
+    likelihood: Twist,
     x_T: Tensor,
     times: Sequence[int],
     particles: int,
@@ -88,7 +88,7 @@ def twisted_walk(
 
 
 def _twisted_walk(
-    likelihood: Likelihood,
+    likelihood: Twist,
     x: Tensor,
     times: Sequence[int],
     particles: int,
