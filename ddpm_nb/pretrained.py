@@ -290,7 +290,7 @@ def _state(
             choose("source", str(source), shipped)
         except ValueError as error:
             raise ValueError(
-                f"{error}, or the path of a file; chapter 6 and python -m ddpm_nb train make one"
+                f"{error}, or the path of a file; chapter 6 and ddpm-nb train make one"
             ) from None
     state = load_checkpoint(path)
     missing = [key for key in keys if key not in state]

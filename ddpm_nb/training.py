@@ -383,6 +383,11 @@ def _train(
 ) -> Iterator[Step]:
     parts = accelerator.num_processes * plan.microbatches
     device = next(network.parameters()).device
+    # Saving torch's generators would cost a network that draws nothing.
+    draws = any(
+        getattr(m, "dropout", 0) or isinstance(m, nn.Dropout)
+        for m in network.modules()
+    )
     network.train()
     for number in range(start, plan.steps):
         rate = plan.rate(number)
@@ -403,7 +408,9 @@ def _train(
             is_last = part == plan.microbatches - 1
             with (
                 nullcontext() if is_last else accelerator.no_sync(network),
-                _dropout_of(plan, number, first, device),
+                _dropout_of(plan, number, first, device)
+                if draws
+                else nullcontext(),
             ):
                 loss = objective.loss(network, *mine) / plan.microbatches
                 accelerator.backward(loss)

@@ -39,7 +39,7 @@ def tags(cell: nbformat.NotebookNode) -> list[str]:
 def test_the_chapters_are_there_and_in_the_contents() -> None:
     chapters = (
         "00-first-look 01-gaussians 02-forward 03-posterior 04-elbo-to-mse 05-sde 06-training 07-sampling "
-        "08-inverse-problems"
+        "08-inverse-problems 09-guidance"
     )
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     listed = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]

@@ -140,6 +140,14 @@ def test_gradient_against_finite_differences(h, spread: Spread):
             torch.testing.assert_close(gradient[:, i], (up - down) / (2 * step), rtol=1e-5, atol=1e-6)
 
 
+def test_at_the_end_it_is_the_likelihood_itself_whatever_the_spread():
+    """What the weights of the particles need: a spread that does not vanish is ignored at t = 0."""
+    x, observation = normal(6, 2), Observation(saturated, normal(6, 1, seed=5), 0.3)
+    wanted = torch.distributions.Normal(saturated(x), torch.tensor(0.3, dtype=DOUBLE)).log_prob(observation.y)[:, 0]
+    found = ObservationLikelihood(PAIR.denoiser(Q), Q, observation, lambda level: 0.5)(x, 0).log_prob
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
 @MAPS
 def test_the_dps_step_descends_the_residual(h):
     x, step, t = normal(6, 2, seed=1), 1e-5, 300

@@ -68,11 +68,20 @@ def command(recipe: dict[str, Any]) -> str:
 
 
 def draw(model: Model, count: int, steps: int, seed: int) -> Tensor:
-    """Draw ``count`` images by DDIM with clipped estimates, in parts of a bounded size."""
+    """Draw ``count`` images by DDIM with clipped estimates, in parts of a bounded size, of all classes in turn."""
     noise = torch.randn(count, *model.event, generator=torch.Generator().manual_seed(seed))
-    sampler = DDIM(model.q, clipped(model.denoiser))
-    parts = tqdm(noise.split(250), desc=f"{count} samples in {steps} steps, seed {seed}")
-    return torch.cat([last(walk(sampler, part, grid(model.q.schedule.T, steps))).x for part in parts])
+    labels = torch.arange(count) % max(len(model.classes), 1)
+    parts = tqdm(
+        list(zip(noise.split(250), labels.split(250), strict=True)),
+        desc=f"{count} samples in {steps} steps, seed {seed}",
+    )
+    times = grid(model.q.schedule.T, steps)
+
+    def drawn(noise: Tensor, label: Tensor) -> Tensor:
+        denoise = model.given(label) if model.classes else model.denoiser
+        return last(walk(DDIM(model.q, clipped(denoise)), noise, times)).x
+
+    return torch.cat([drawn(*part) for part in parts])
 
 
 def on_grey_levels(images: Tensor, levels: int) -> Tensor:
