@@ -1,10 +1,10 @@
 """Measure what guidance of several weights gains and loses on a shipped conditional model, for chapter 9.
 
-    python book/tools/measure_guidance.py fashion_mnist_classes --root FOLDER [--each 200] [--steps 20]
+    python book/tools/measure_guidance.py fashion_mnist_classes --root FOLDER [--each 100] [--steps 20]
 
 Every class is judged by itself, against the test images of that class, and as many real training images of it with the
 same figures. Writes ``ddpm_nb/weights/quality/guidance.json`` after every weight, so that a run that was stopped goes on
-where it was; another model or number starts afresh. About two minutes for each weight on one core.
+where it was; another model or number starts afresh. About a minute for each weight on one core.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--root")
-    parser.add_argument("--each", type=int, default=200)
+    parser.add_argument("--each", type=int, default=100)
     parser.add_argument("--steps", type=int, default=20)
     given = parser.parse_args()
     model = load_model(given.model)
