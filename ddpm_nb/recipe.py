@@ -311,7 +311,8 @@ class Recipe:
         """
         if self.conditional and labels is None:
             raise ValueError(
-                "labels = None: expected those of the images, since the recipe is conditional"
+                "labels = None: expected those of the images, "
+                "since the recipe is conditional"
             )
         network, optimizer = accelerator.prepare(
             learner.network, learner.optimizer

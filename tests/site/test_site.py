@@ -117,6 +117,7 @@ def test_no_markup_is_left_raw(site: dict[str, Page], page: str) -> None:
     raw = r"\{(?:eq|ref|numref|cite:?\w*|term|py:\w+|doc)\}`|^:::|\]\(#|Traceback \(most recent"
     assert re.findall(raw, "".join(site[page].text), re.MULTILINE) == []
     assert 'class="problematic"' not in site[page].path.read_text()
+    assert re.findall(r"<p>\s*\|.*\|", site[page].path.read_text()) == [], "a table that is shown as text"
 
 
 def test_equations_are_numbered_and_unique(site: dict[str, Page]) -> None:
