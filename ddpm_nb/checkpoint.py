@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ddpm_nb.aside import aside
+
 __all__ = ["CheckpointError", "load_checkpoint", "save_checkpoint"]
 
 _FORMAT = "ddpm_nb checkpoint 1"
@@ -44,16 +46,8 @@ def save_checkpoint(
         "document": document,
         "sha256": _digest(document, tensors),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, aside, metadata=metadata)
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with aside(path) as beside:
+        save_file(tensors, beside, metadata=metadata)
     return path
 
 

@@ -26,11 +26,13 @@ from ddpm_nb.registry import Registry
 
 __all__ = [
     "DATASETS",
+    "PACKED_FORMAT",
     "DataError",
     "Dataset",
     "IDXFiles",
     "PackedFile",
     "card_of",
+    "from_levels",
     "load_dataset",
     "load_labels",
     "load_pixels",
@@ -110,7 +112,7 @@ def load_dataset(name: str, root: Root = None, split: str = "train") -> Tensor:
     card = card_of(name)
     images = card.load(split, root)[0]
     if images.dtype == torch.uint8:
-        images = images.float().div_(127.5).sub_(1.0)
+        images = from_levels(images)
     if images.dtype != torch.float32 or images.shape[1:] != card.event:
         raise DataError(
             f"dataset {name!r}: images of shape {tuple(images.shape)} and dtype {images.dtype}; "
@@ -141,6 +143,11 @@ def load_pixels(
     return card_of(name).load(split, root)
 
 
+def from_levels(levels: Tensor) -> Tensor:
+    """Return the values 0 to 255 of pixels, uint8 of any shape, as float32 in [−1, 1]."""
+    return levels.float().div_(127.5).sub_(1.0)
+
+
 def card_of(name: str) -> Dataset:
     """Return the entry of a data set's name in :data:`DATASETS`, or what the packed file at that path says of itself.
 
@@ -164,7 +171,8 @@ def _is_packed(name: str) -> bool:
     return name.endswith(".safetensors")
 
 
-_PACKED = "ddpm_nb images 1"
+PACKED_FORMAT = "ddpm_nb images 1"
+"""What a packed file says that it is, see :mod:`ddpm_nb.packing`."""
 
 
 def _packed(path: Path) -> Dataset:
@@ -189,7 +197,7 @@ def _opened(path: Path) -> Iterator[Any]:
         raise DataError(f"dataset = {str(path)!r}: no such packed file{hint}")
     try:
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("format") != _PACKED:
+            if (file.metadata() or {}).get("format") != PACKED_FORMAT:
                 raise DataError(
                     f"dataset = {str(path)!r}: a safetensors file, but not one written by ddpm-nb pack"
                 )
@@ -213,11 +221,17 @@ class PackedFile:
 
     path: Path
 
+    @property
+    def sha256(self) -> str:
+        """What the file says that its images and labels are."""
+        with _opened(self.path) as file:
+            return file.metadata()["sha256"]
+
     def __call__(self, split: str, root: Root) -> tuple[Tensor, Tensor]:
         """Return images uint8 ``(n, channels, side, side)`` and labels int64 ``(n,)`` of a split."""
         choose("split", split, _SPLITS)
         state = self.path.stat()
-        _verified_packed(self.path.resolve(), state.st_size, state.st_mtime_ns)
+        _verify_packed(self.path.resolve(), state.st_size, state.st_mtime_ns)
         with _opened(self.path) as file:
             return (
                 file.get_tensor(f"{split}_images"),
@@ -226,8 +240,8 @@ class PackedFile:
 
 
 @cache
-def _verified_packed(path: Path, size: int, changed: int) -> str:
-    """Return the SHA-256 of a packed file's content, once for each state of it; ``DataError`` if it says another."""
+def _verify_packed(path: Path, size: int, changed: int) -> None:
+    """Raise ``DataError`` unless a packed file's content is what it says; once for each state of the file."""
     digest = hashlib.sha256()
     with _opened(path) as file:
         for name in (
@@ -243,7 +257,6 @@ def _verified_packed(path: Path, size: int, changed: int) -> str:
         raise DataError(
             f"dataset = {str(path)!r}: the content does not match its SHA-256; the file was altered or damaged"
         )
-    return digest.hexdigest()
 
 
 def _digits(split: str, root: Root) -> tuple[Tensor, Tensor]:
@@ -294,9 +307,8 @@ class IDXFiles:
         }
         grey = np.frombuffer(contents[images], np.uint8, offset=16)
         numbers = np.frombuffer(contents[labels], np.uint8, offset=8)
-        pixels = torch.from_numpy(grey.astype(np.float32))
-        pixels = pixels.reshape(-1, 1, 28, 28).div_(127.5).sub_(1.0)
-        return pixels, torch.from_numpy(numbers.astype(np.int64))
+        pixels = torch.from_numpy(grey.copy()).reshape(-1, 1, 28, 28)
+        return from_levels(pixels), torch.from_numpy(numbers.astype(np.int64))
 
     def _paths(self, root: Root) -> dict[str, Path]:
         """Where the four files are, by name; without a folder they are downloaded."""

@@ -11,7 +11,6 @@ import importlib
 import inspect
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -22,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ddpm_nb.aside import aside
 from ddpm_nb.denoiser import EPS, X0, Parameterization, V
 from ddpm_nb.nets import UNet
 from ddpm_nb.pretrained import Model
@@ -93,26 +93,15 @@ def export_diffusers(model: Model, folder: str | os.PathLike[str]) -> Path:
         f"network.{name}": tensor.detach().cpu().contiguous()
         for name, tensor in model.network.state_dict().items()
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
+    with aside(folder) as beside:
         for name, text in files.items():
-            (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            (aside / name).write_text(text, "utf-8")
+            (beside / name).parent.mkdir(parents=True, exist_ok=True)
+            (beside / name).write_text(text, "utf-8")
         save_file(
             weights,
-            aside / "unet" / "diffusion_pytorch_model.safetensors",
+            beside / "unet" / "diffusion_pytorch_model.safetensors",
             metadata={"format": "pt"},
         )
-        for path in aside.rglob("*.*"):
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-        if folder.exists():
-            folder.rmdir()
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return folder
 
 

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -259,18 +260,12 @@ def _members(modules: nn.Module) -> Iterator[nn.Module]:
     return modules.children()
 
 
-def image_unet(
-    channels: int,
-    side: int,
-    outputs: int = 1,
-    classes: int = 0,
-    dropout: float = 0.0,
-) -> UNet:
+def image_unet(channels: int, side: int, **options: Any) -> UNet:
     """Return the untrained U-Net of the book for images of 8 to 256 pixels: the larger they are, the deeper it is.
 
     Below 16 pixels it works on pixels; from there on blocks of 2 × 2 become channels, from 96 on blocks of 4 × 4. Then
     levels are added until the lowest has at most 16 × 16 places. Attention, whose cost grows with the square of the
-    places, is only there. It answers ``outputs`` numbers for each pixel and channel.
+    places, is only there. ``options`` are ``outputs``, ``classes`` and ``dropout`` of :class:`UNet`.
 
     Raises
     ------
@@ -286,36 +281,15 @@ def image_unet(
         depth = 2 + (side > 32) + (side > 64)
         widths = (64, 128, 192, 256)[:depth]
     patch = 1 + (side >= 16) + 2 * (side >= 96)
-    return UNet(
-        side,
-        channels,
-        widths=widths,
-        patch=patch,
-        outputs=outputs,
-        classes=classes,
-        dropout=dropout,
-    )
+    return UNet(side, channels, widths=widths, patch=patch, **options)
 
 
-def fine_unet(
-    channels: int,
-    side: int,
-    outputs: int = 1,
-    classes: int = 0,
-    dropout: float = 0.0,
-) -> UNet:
+def fine_unet(channels: int, side: int, **options: Any) -> UNet:
     """Return an untrained U-Net with a level at full resolution, for likelihood: the last bits lie between neighbours.
 
-    Raises ``ValueError`` for a side that is no multiple of 4.
+    ``options`` are those of :func:`image_unet`. Raises ``ValueError`` for a side that is no multiple of 4.
     """
-    return UNet(
-        side,
-        channels,
-        widths=(64, 96, 128),
-        outputs=outputs,
-        classes=classes,
-        dropout=dropout,
-    )
+    return UNet(side, channels, widths=(64, 96, 128), **options)
 
 
 NETWORKS: Registry[Callable[..., nn.Module]] = Registry(
@@ -344,9 +318,12 @@ def built(
         If the network has no option for what is asked; it is named.
     """
     build = NETWORKS[network]
-    asked = {"outputs": outputs, "classes": classes, "dropout": dropout}
-    defaults = {"outputs": 1, "classes": 0, "dropout": 0.0}
-    options = {k: v for k, v in asked.items() if v != defaults[k]}
+    asked = {
+        "outputs": (outputs, 1),
+        "classes": (classes, 0),
+        "dropout": (dropout, 0.0),
+    }
+    options = {k: v for k, (v, default) in asked.items() if v != default}
     known = inspect.signature(build).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for name in options:

@@ -36,11 +36,11 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ddpm_nb.arguments import nearest, whole_number
-from ddpm_nb.data import DataError
+from ddpm_nb.aside import aside
+from ddpm_nb.data import PACKED_FORMAT, DataError
 
 __all__ = ["Packed", "pack"]
 
-_FORMAT = "ddpm_nb images 1"
 _NO_DIGEST = "0" * 64
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # By content: a picture under another's suffix is read, and nothing that runs
@@ -718,31 +718,23 @@ def _write(
     head = _head(found, splits, channels, side)
     digest = hashlib.sha256()
     total = sum(map(len, splits.values()))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with (
-            open(aside, "wb") as file,
-            tqdm(total=total, desc="packing", unit="image") as progress,
-        ):
-            file.write(head)
-            # Labels lie in front, so that all begin at multiples of 8 bytes.
-            file.writelines(labels.values())
-            for split, rows in splits.items():
-                for i in rows:
-                    pixels = _read_again(found, int(i), channels, side)
-                    file.write(pixels)
-                    digest.update(pixels)
-                    progress.update()
-                digest.update(labels[split])
-            file.seek(head.index(_NO_DIGEST.encode()))
-            file.write(digest.hexdigest().encode())
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(out)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with (
+        aside(out) as beside,
+        open(beside, "wb") as file,
+        tqdm(total=total, desc="packing", unit="image") as progress,
+    ):
+        file.write(head)
+        # Labels lie in front, so that all begin at multiples of 8 bytes.
+        file.writelines(labels.values())
+        for split, rows in splits.items():
+            for i in rows:
+                pixels = _read_again(found, int(i), channels, side)
+                file.write(pixels)
+                digest.update(pixels)
+                progress.update()
+            digest.update(labels[split])
+        file.seek(head.index(_NO_DIGEST.encode()))
+        file.write(digest.hexdigest().encode())
 
 
 def _read_again(found: _Source, i: int, channels: int, side: int) -> bytes:
@@ -765,7 +757,7 @@ def _head(
     # The digest stands first: no name of a class is taken for its zeros.
     metadata = {
         "sha256": _NO_DIGEST,
-        "format": _FORMAT,
+        "format": PACKED_FORMAT,
         "classes": json.dumps(found.classes),
         "source": found.word,
         "attribution": found.attribution,

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ddpm_nb.arguments import choose, whole_number
@@ -37,7 +36,7 @@ from ddpm_nb.weighting import STEP_DRAWS, WEIGHTINGS
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "stored_settings"]
 
 _LARGEST_PRIOR_GAP = 1e-3  # nats for each pixel, 0.0014 bits
 _PRECISIONS = dict.fromkeys(("auto", "no", "bf16", "fp16"))
@@ -364,14 +363,9 @@ class Recipe:
             are named. A packed file is known by its content, wherever it lies.
         """
         saved = load_checkpoint(path)
-        theirs = saved.get("recipe")
-        if not isinstance(theirs, dict):
-            raise CheckpointError(
-                f"{path}: a checkpoint, but not of a training run"
-            )
         ours = asdict(self)
         # A setting that is younger than the checkpoint had its default.
-        theirs = {**asdict(Recipe()), **theirs}
+        theirs = {**asdict(Recipe()), **stored_settings(saved, path)}
         there, here = saved.get("data"), _digest_of_data(self.dataset)
         if there and here:
             if there != here:
@@ -392,10 +386,19 @@ class Recipe:
         learner.load_state_dict(saved)
 
 
+def stored_settings(
+    saved: Mapping[str, Any], path: str | os.PathLike[str]
+) -> dict[str, Any]:
+    """Return the recipe's settings in a checkpoint that was read from ``path``; ``CheckpointError`` if it has none."""
+    stored = saved.get("recipe")
+    if not isinstance(stored, dict):
+        raise CheckpointError(
+            f"{path}: a checkpoint, but not of a training run"
+        )
+    return stored
+
+
 def _digest_of_data(dataset: str) -> str | None:
     """Return the SHA-256 of a packed file's content, which its loader verifies; None for other data sets."""
     load = card_of(dataset).load
-    if not isinstance(load, PackedFile):
-        return None
-    with safe_open(load.path, framework="pt") as file:
-        return file.metadata()["sha256"]
+    return load.sha256 if isinstance(load, PackedFile) else None

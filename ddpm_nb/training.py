@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ddpm_nb.arguments import whole_number
 from ddpm_nb.bound import simple_loss
 from ddpm_nb.checkpoint import save_checkpoint
+from ddpm_nb.data import from_levels
 from ddpm_nb.denoiser import EPS, Parameterization
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.weighting import StepDraw, Weighting, simple_weight, uniform_steps
@@ -287,7 +288,7 @@ def batch_of_step(
     x_0 = data[rows.to(data.device, non_blocking=True)]
     x_0 = x_0.to(device, non_blocking=True)
     if x_0.dtype == torch.uint8:
-        x_0 = x_0.float().div_(127.5).sub_(1.0)
+        x_0 = from_levels(x_0)
     if plan.flip:
         coin = torch.Generator().manual_seed(words[3])
         heads = torch.rand(n, generator=coin) < 0.5

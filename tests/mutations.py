@@ -638,8 +638,8 @@ PLANTS = (
     Plant(
         "checkpoint written in place",
         "checkpoint",
-        "save_file(tensors, aside, metadata=metadata)",
-        "save_file(tensors, path, metadata=metadata); save_file(tensors, aside, metadata=metadata)",
+        "save_file(tensors, beside, metadata=metadata)",
+        "save_file(tensors, path, metadata=metadata); save_file(tensors, beside, metadata=metadata)",
         ("test_checkpoint::test_a_save_that_fails_leaves_the_old_file_and_nothing_else",),
     ),
     Plant(

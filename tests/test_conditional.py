@@ -64,7 +64,7 @@ def test_flips_mirror_half_of_the_images_and_change_nothing_else(digits):
     assert abs(turned.double().mean().item() - 0.5) < 0.1
 
 
-def test_bytes_are_the_same_images(digits):
+def test_bytes_are_the_same_images():
     bytes_ = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     x_0, t, eps = batch_of_step(OBJECTIVE, PLAN, bytes_, 2)
     other = batch_of_step(OBJECTIVE, PLAN, bytes_.float() / 127.5 - 1, 2)
@@ -101,7 +101,7 @@ def test_dropout_is_drawn_from_the_seed_of_the_step(digits):
         assert torch.equal(network(x, t), network(x, t))
 
 
-def test_without_options_the_network_and_its_training_are_what_they_were(digits):
+def test_the_first_weights_and_answers_are_those_of_a_network_without_labels():
     """The embedding of labels is made last: the other first weights are those of a network without."""
     plain, labelled = Recipe().untrained(), replace(Recipe(), conditional=True).untrained()
     for name, value in plain.state_dict().items():
@@ -110,7 +110,7 @@ def test_without_options_the_network_and_its_training_are_what_they_were(digits)
     assert torch.equal(plain(x, t), labelled(x, t, torch.tensor([3, -1])))
 
 
-def test_the_network_tells_labels_apart_once_trained(digits):
+def test_the_network_tells_labels_apart():
     network = built("unet", 1, 8, classes=3)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -226,7 +226,7 @@ def test_wrong_labels_are_refused_before_any_work(digits):
         replace(PLAN, label_dropout=2)
 
 
-def test_the_denoiser_of_none_is_the_average_over_the_data_in_a_trained_network(digits):
+def test_the_denoiser_of_none_is_the_average_over_the_data_in_a_trained_network():
     """Two classes of constant images ±0.5: labels decide x̂_0 at high noise, and none lies between."""
     images = torch.cat([torch.full((8, 1, 8, 8), 0.5), torch.full((8, 1, 8, 8), -0.5)])
     labels = torch.arange(2).repeat_interleave(8)
@@ -243,7 +243,7 @@ def test_the_denoiser_of_none_is_the_average_over_the_data_in_a_trained_network(
     assert means[0] > 0.35 and means[1] < -0.35 and abs(means[2]) < 0.25
 
 
-def test_a_checkpoint_of_a_run_without_classes_is_another_recipe(digits, tmp_path):
+def test_a_checkpoint_of_a_run_without_classes_is_another_recipe(tmp_path):
     path = tmp_path / "run.safetensors"
     plain = replace(SHORT, conditional=False)
     save_checkpoint(path, plain.state(plain.learner()))

@@ -184,9 +184,8 @@ def test_guided_variance_and_mean_of_one_gaussian_are_those_of_the_formulas(w):
     zero, one = last(walk(DDIM(Q, denoise), torch.tensor([[0.0], [1.0]]).double(), grid(1000, 1000))).x[:, 0]
     rho = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     mean = w * y * tau**w * (1 + tau**2 - rho**2).pow(-1 - w / 2).mean()
-    assert (one - zero).square().item() == pytest.approx(v**w, abs=0.02)
-    assert zero.item() == pytest.approx(mean.item(), abs=0.02)
-    assert v**w <= tau**2 / (tau**2 + w) + 1e-12
+    assert (one - zero).square().item() == pytest.approx(v**w, rel=0.03)
+    assert zero.item() == pytest.approx(mean.item(), abs=0.01)
 
 
 def test_moving_away_from_a_worse_model_can_help_and_w_one_is_the_good_model(x):

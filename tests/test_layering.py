@@ -35,7 +35,7 @@ ORDER = [
     {"__main__"},  # the thin end of the commands
     {"book"},  # exercises, figures and notebooks may use every layer, and nothing uses them
 ]
-FOUNDATIONS = {"arguments", "registry", "precision"}  # used by all, each by the later ones only
+FOUNDATIONS = {"arguments", "registry", "precision", "aside"}  # used by all, each by the later ones only
 LEAVES = {
     "conventions",
     "nets",
@@ -72,7 +72,9 @@ def imports(source: str, folder: str = "ddpm_nb") -> set[str]:
 
 def breaches(name: str, source: str, folder: str = "ddpm_nb") -> set[str]:
     """Imports of module ``name`` that its place in the order does not allow."""
-    allowed = {"arguments": set(), "registry": {"arguments"}, "precision": {"arguments"}}.get(name, FOUNDATIONS)
+    allowed = {"arguments": set(), "aside": set(), "registry": {"arguments"}, "precision": {"arguments"}}.get(
+        name, FOUNDATIONS
+    )
     if name == "conventions":
         allowed = allowed | {"schedule"}
     if name in LEVEL:

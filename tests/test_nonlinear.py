@@ -16,7 +16,6 @@ from ddpm_nb.inverse import (
     Likelihood,
     Matrix,
     Measurement,
-    NonlinearDPS,
     Observation,
     ObservationLikelihood,
     gaussian_spread,
@@ -91,7 +90,7 @@ def test_a_linear_map_gives_the_linear_dps_and_the_linear_particles():
     denoise, x = PAIR.denoiser(Q), normal(6, 2, seed=1)
     chain = Ancestral(Q, denoise)
     for t in LEVELS[1:]:
-        found = NonlinearDPS(chain, denoise, observation, 0.2)(x, t - 1, t)
+        found = DPS(chain, denoise, observation, 0.2)(x, t - 1, t)
         wanted = DPS(chain, denoise, measurement, 0.2)(x, t - 1, t)
         torch.testing.assert_close(found.mean, wanted.mean, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(found.var, wanted.var, rtol=0, atol=0)
@@ -153,7 +152,7 @@ def test_the_dps_step_descends_the_residual(h):
     x, step, t = normal(6, 2, seed=1), 1e-5, 300
     denoise = PAIR.denoiser(Q)
     chain, observation = Ancestral(Q, denoise), Observation(h, normal(6, h(x).shape[1], seed=5), 0.3)
-    moved = NonlinearDPS(chain, denoise, observation, 0.2)(x, t - 1, t).mean - chain(x, t - 1, t).mean
+    moved = DPS(chain, denoise, observation, 0.2)(x, t - 1, t).mean - chain(x, t - 1, t).mean
 
     def square(z: Tensor) -> Tensor:
         return observation.residual(denoise(z, t)).square().sum(1)
@@ -167,7 +166,7 @@ def test_no_residual_pulls_nowhere():
     x = normal(3, 2)
     observation = Observation(without_phase, without_phase(x), 0.1)
     # At t = 0 the clean state is its own estimate.
-    step = NonlinearDPS(lambda x_t, s, t: Q.posterior(x_t, x_t, 0, 1), lambda x_t, t: x_t, observation)(x, 0, 1)
+    step = DPS(lambda x_t, s, t: Q.posterior(x_t, x_t, 0, 1), lambda x_t, t: x_t, observation)(x, 0, 1)
     torch.testing.assert_close(step.mean, Q.posterior(x, x, 0, 1).mean, rtol=0, atol=0)
 
 
@@ -272,7 +271,7 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="h: expected a map that autograd can follow"):
         ObservationLikelihood(denoise, Q, detached, no_spread)(normal(3, 2), 10)
     with pytest.raises(ValueError, match="step = 0: expected a positive number"):
-        NonlinearDPS(Ancestral(Q, denoise), denoise, Observation(distance, y, 0.1), 0)
+        DPS(Ancestral(Q, denoise), denoise, Observation(distance, y, 0.1), 0)
     coarse = GaussianDiffusion(linear_schedule(T=20))
     with pytest.raises(ValueError, match="expected the denoiser's own q"):
         ObservationLikelihood(PAIR.denoiser(coarse), Q, Observation(distance, y, 0.1), no_spread)

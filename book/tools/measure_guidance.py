@@ -21,24 +21,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ddpm_nb
+from ddpm_nb.commands.sample import drawn
 from ddpm_nb.data import load_dataset, load_labels
-from ddpm_nb.denoiser import clipped
-from ddpm_nb.guidance import classifier_free
 from ddpm_nb.metrics import Moments, density_coverage, precision_recall
-from ddpm_nb.pretrained import FeatureSpace, Model, load_features, load_model
-from ddpm_nb.sampling import DDIM, grid, last, walk
+from ddpm_nb.pretrained import FeatureSpace, load_features, load_model
 
 WEIGHTS = Path(ddpm_nb.__file__).parent / "weights"
 STORED = WEIGHTS / "quality" / "guidance.json"
 TESTED = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-
-
-def drawn(model: Model, label: int, w: float, each: int, steps: int) -> Tensor:
-    """Draw ``each`` images of a class with guidance of weight w; a class begins with the same noise for every w."""
-    noise = torch.randn(each, *model.event, generator=torch.Generator().manual_seed(label))
-    sampler = DDIM(model.q, clipped(classifier_free(model.given(label), model.given(-1), w)))
-    times = grid(model.q.schedule.T, steps)
-    return torch.cat([last(walk(sampler, part, times)).x for part in noise.split(100)]).clamp(-1, 1)
 
 
 def judged(images: Tensor, label: int, space: FeatureSpace, test: Tensor) -> dict[str, float]:
@@ -85,7 +75,19 @@ def main() -> None:
     own["real"] = over_classes(real)
     for w in tqdm(TESTED, unit="weight"):
         if str(w) not in own["rows"]:
-            sets = [drawn(model, label, w, given.each, given.steps) for label in classes]
+            # A class begins with the same noise for every weight.
+            sets = [
+                drawn(
+                    model,
+                    given.each,
+                    steps=given.steps,
+                    seed=label,
+                    labels=torch.full((given.each,), label),
+                    w=w,
+                    quiet=True,
+                )
+                for label in classes
+            ]
             rows = [judged(images, label, space, features[label]) for label, images in enumerate(sets)]
             own["rows"][str(w)] = over_classes(rows)
             STORED.write_text(json.dumps({**stored, given.model: own}, indent=1) + "\n")

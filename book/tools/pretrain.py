@@ -30,6 +30,7 @@ from ddpm_nb import pretrained
 from ddpm_nb.book import plots
 from ddpm_nb.bound import fixed_variance
 from ddpm_nb.checkpoint import load_checkpoint
+from ddpm_nb.commands.sample import drawn
 from ddpm_nb.data import DATASETS, load_dataset, load_labels
 from ddpm_nb.denoiser import clipped
 from ddpm_nb.evaluation import bits_of_images, weights_digest
@@ -39,7 +40,6 @@ from ddpm_nb.nets import flops_per_image
 from ddpm_nb.pretrained import FeatureSpace, Model, export_features, export_model, load_features, load_model
 from ddpm_nb.quality import figures, told_apart
 from ddpm_nb.recipe import Recipe
-from ddpm_nb.sampling import DDIM, grid, last, walk
 
 WEIGHTS = Path(pretrained.__file__).parent / "weights"
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,20 +68,9 @@ def command(recipe: dict[str, Any]) -> str:
 
 
 def draw(model: Model, count: int, steps: int, seed: int) -> Tensor:
-    """Draw ``count`` images by DDIM with clipped estimates, in parts of a bounded size, of all classes in turn."""
-    noise = torch.randn(count, *model.event, generator=torch.Generator().manual_seed(seed))
-    labels = torch.arange(count) % max(len(model.classes), 1)
-    parts = tqdm(
-        list(zip(noise.split(250), labels.split(250), strict=True)),
-        desc=f"{count} samples in {steps} steps, seed {seed}",
-    )
-    times = grid(model.q.schedule.T, steps)
-
-    def drawn(noise: Tensor, label: Tensor) -> Tensor:
-        denoise = model.given(label) if model.classes else model.denoiser
-        return last(walk(DDIM(model.q, clipped(denoise)), noise, times)).x
-
-    return torch.cat([drawn(*part) for part in parts])
+    """Draw ``count`` images by DDIM with clipped estimates, of all classes in turn where there are classes."""
+    labels = torch.arange(count) % len(model.classes) if model.classes else None
+    return drawn(model, count, steps=steps, seed=seed, labels=labels)
 
 
 def on_grey_levels(images: Tensor, levels: int) -> Tensor:
@@ -158,7 +147,7 @@ def make_card(name: str, root: str | None, count: int, seeds: int, draws: int) -
     )
     *_, bits = tqdm(run, desc="bits", total=draws * -(-len(test) // 250) + 1, unit="batch")
     shuffled = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))]
-    drawn = {steps: [draw(model, count, steps, seed) for seed in range(seeds)] for steps in (20, 50)}
+    sets_of = {steps: [draw(model, count, steps, seed) for seed in range(seeds)] for steps in (20, 50)}
     card = {
         "dataset": dataset,
         "md5": getattr(data.load, "md5", {}),
@@ -178,9 +167,9 @@ def make_card(name: str, root: str | None, count: int, seeds: int, draws: int) -
         },
         "accuracy": space.accuracy,
         "count": count,
-        "samples": {str(steps): judged(space, iter(sets), test, train, near) for steps, sets in drawn.items()},
+        "samples": {str(steps): judged(space, iter(sets), test, train, near) for steps, sets in sets_of.items()},
         "told_apart": {
-            "model": told_apart(train, on_grey_levels(torch.cat(drawn[50]), data.levels)),
+            "model": told_apart(train, on_grey_levels(torch.cat(sets_of[50]), data.levels)),
             "real": told_apart(train, test[: seeds * count]),
             "images": seeds * count,
         },

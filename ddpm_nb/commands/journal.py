@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_nb.commands.words import CommandError, aside
+from ddpm_nb.aside import aside
+from ddpm_nb.commands.words import CommandError
 
 __all__ = ["Journal"]
 

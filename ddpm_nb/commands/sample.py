@@ -13,8 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_nb.arguments import nearest, whole_number
-from ddpm_nb.commands.words import Parser, aside, check_free
+from ddpm_nb.aside import aside
+from ddpm_nb.commands.words import Parser, check_free
 from ddpm_nb.denoiser import Denoiser, clipped
+from ddpm_nb.guidance import classifier_free
 from ddpm_nb.kernels import GRIDS, walk
 from ddpm_nb.pictures import picture
 from ddpm_nb.precision import default_device
@@ -125,10 +127,6 @@ def chosen_labels(model: Model, names: Sequence[str]) -> list[int]:
 def _denoiser(model: Model, labels: Tensor | None, w: float) -> Denoiser:
     if labels is None:
         return model.denoiser
-    if w == 1:
-        return model.given(labels)
-    from ddpm_nb.guidance import classifier_free
-
     return classifier_free(model.given(labels), model.given(-1), w)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ddpm_nb.arguments import choose, whole_number
+from ddpm_nb.aside import aside
 from ddpm_nb.checkpoint import save_checkpoint
 from ddpm_nb.commands.journal import Journal, check_name
 from ddpm_nb.commands.sample import drawn
@@ -28,7 +29,6 @@ from ddpm_nb.commands.words import (
     CommandError,
     Parser,
     Stopped,
-    aside,
     settings,
 )
 from ddpm_nb.data import card_of, load_pixels

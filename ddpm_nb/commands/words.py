@@ -1,4 +1,4 @@
-"""What the commands share: a parser whose errors are one line, options with a meaning, and files written aside."""
+"""What the commands share: a parser whose errors are one line, and options with a meaning."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import argparse
 import functools
 import os
 import shlex
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ddpm_nb.arguments import nearest
-from ddpm_nb.checkpoint import CheckpointError
-from ddpm_nb.recipe import Recipe
+from ddpm_nb.recipe import Recipe, stored_settings
 
 __all__ = [
     "PROGRAM",
     "CommandError",
     "Parser",
     "Stopped",
-    "aside",
     "check_free",
     "command_line",
     "file_size",
@@ -193,28 +189,6 @@ def check_free(path: Path) -> None:
         )
 
 
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """Lend a path beside ``path``; what is there at the end takes its name. A folder is replaced only if it is empty.
-
-    Raises ``CommandError`` for a folder that holds something.
-    """
-    check_free(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield beside
-        if path.is_dir():
-            path.rmdir()
-        beside.replace(path)
-    except BaseException:
-        if beside.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
-        else:
-            beside.unlink(missing_ok=True)
-        raise
-
-
 def file_size(size: float) -> str:
     """Return a number of bytes in words: '1.4 MB'."""
     for unit in ("bytes", "kB", "MB"):
@@ -241,10 +215,6 @@ def recipe_in(saved: Mapping[str, Any], path: str | os.PathLike[str]) -> Recipe:
 
     Raises ``CheckpointError`` if it holds none.
     """
-    stored = saved.get("recipe")
-    if not isinstance(stored, dict):
-        raise CheckpointError(
-            f"{path}: a checkpoint, but not of a training run"
-        )
+    stored = stored_settings(saved, path)
     names = [setting.name for setting in fields(Recipe)]
     return Recipe(**{k: v for k, v in stored.items() if k in names})

@@ -31,7 +31,6 @@ from ddpm_nb.inverse.measurement import (
     measure,
 )
 from ddpm_nb.inverse.nonlinear import (
-    NonlinearDPS,
     Observation,
     ObservationLikelihood,
     observe,
@@ -53,7 +52,6 @@ __all__ = [
     "Mask",
     "Matrix",
     "Measurement",
-    "NonlinearDPS",
     "Observation",
     "ObservationLikelihood",
     "Operator",

@@ -196,11 +196,19 @@ class PGDM:
         return Gaussian(law.mean + weight * guess.gradient, law.var)
 
 
+class Seen(Protocol):
+    """What was observed, as far as the step of DPS looks: a measurement, linear or not."""
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Return y less what would be observed of ``x`` ``(batch, *event)``, one row for each sample."""
+
+
 @dataclass(frozen=True, eq=False)
 class DPS:
     """Diffusion posterior sampling with its published step: mean − (ζ/‖r‖) ∇‖r‖², r = y − A x̂_0(x_t).
 
-    Source: Chung et al. 2023, Algorithm 1 with ζ_t = ζ/‖r‖. Book: [the DPS step](#eq-i8-dps).
+    For an :class:`~ddpm_nb.inverse.nonlinear.Observation` h(x̂_0) stands in the place of A x̂_0. Source: Chung et al.
+    2023, Algorithm 1 with ζ_t = ζ/‖r‖. Book: [the DPS step](#eq-i8-dps).
 
     Parameters
     ----------
@@ -212,7 +220,7 @@ class DPS:
 
     kernel: GaussianKernel
     denoise: Denoiser
-    measurement: Measurement
+    measurement: Seen
     step: float = 1.0
 
     def __post_init__(self) -> None:
@@ -225,16 +233,19 @@ class DPS:
     def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
         """Return the law of x_s."""
         law = self.kernel(x_t, s, t)
-        _, residual, pull_back = _linearized(
-            self.denoise, self.measurement, x_t, t
-        )
-        norm = residual.flatten(1).norm(dim=1)
-        norm = norm.reshape(-1, *[1] * (residual.ndim - 1))
-        # A residual of exactly 0 pulls nowhere.
-        unit = residual / norm.clamp(min=torch.finfo(norm.dtype).tiny)
-        # The sign: ∇‖r‖² = −2 Jᵀ Aᵀ r.
-        mean = law.mean + 2 * self.step * pull_back(unit)
-        return Gaussian(mean, law.var)
+        with torch.enable_grad():  # a walk runs without gradients
+            x, x_0 = _estimate(self.denoise, x_t, t)
+            residual = self.measurement.residual(x_0).flatten(1)
+            norm = residual.norm(dim=1)  # its gradient at 0 is 0
+            (gradient,) = torch.autograd.grad(norm.sum(), x)
+        # ∇‖r‖²/‖r‖ = 2 ∇‖r‖
+        return Gaussian(law.mean - 2 * self.step * gradient, law.var)
+
+
+def _estimate(denoise: Denoiser, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+    """x_t as the start of a graph, and x̂_0 in it, to be differentiated."""
+    x = x_t.detach().requires_grad_()
+    return x, denoise(x, t) if int(t) else x  # clean data stay as they are
 
 
 def _linearized(
@@ -243,8 +254,7 @@ def _linearized(
     """x̂_0, the residual y − A x̂_0, and the map w ↦ Jᵀ Aᵀ w with J = ∂x̂_0/∂x_t, for one use."""
     operator = measurement.operator
     with torch.enable_grad():  # a walk runs without gradients
-        x = x_t.detach().requires_grad_()
-        x_0 = denoise(x, t) if int(t) else x  # clean data stay as they are
+        x, x_0 = _estimate(denoise, x_t, t)
 
     def pull_back(w: Tensor) -> Tensor:
         return torch.autograd.grad(x_0, x, operator.adjoint(w))[0]

@@ -1,4 +1,4 @@
-"""Measurements that are not linear: Y = h(X) + σ_y Z, for guidance, the DPS step and weighted particles.
+"""Measurements that are not linear: Y = h(X) + σ_y Z, for guidance and weighted particles.
 
 A map that loses the sign or saturates has no adjoint. Its place is taken by its Jacobian at the estimate x̂_0.
 """
@@ -16,13 +16,12 @@ from torch import Tensor
 from ddpm_nb.denoiser import Denoiser, check_process
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.inverse.guidance import Guess, Spread
+from ddpm_nb.inverse.guidance import Guess, Spread, _estimate
 from ddpm_nb.inverse.measurement import standard_deviation
-from ddpm_nb.kernels import GaussianKernel
 from ddpm_nb.precision import Copies, widest
 from ddpm_nb.schedule import Time
 
-__all__ = ["NonlinearDPS", "Observation", "ObservationLikelihood", "observe"]
+__all__ = ["Observation", "ObservationLikelihood", "observe"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +39,8 @@ class Observation:
     TypeError
         If ``h`` cannot be called.
     ValueError
-        If ``y`` is not a matrix, or ``sigma_y`` is negative; by ``residual``, if h returns another shape.
+        If ``y`` is not a matrix, or ``sigma_y`` is negative; by ``residual``, if h returns another shape, or values
+        without a gradient where one is asked.
     """
 
     h: Callable[[Tensor], Tensor]
@@ -70,6 +70,10 @@ class Observation:
         if tuple(values.shape) != wanted:
             raise ValueError(
                 f"h(x) of shape {tuple(values.shape)}: expected {wanted}"
+            )
+        if x.requires_grad and not values.requires_grad:
+            raise ValueError(
+                "h: expected a map that autograd can follow, got values without a gradient"
             )
         return y - values
 
@@ -119,7 +123,8 @@ class ObservationLikelihood:
             raise TypeError("t: expected one int for the whole batch")
         r_squared = self.spread(self.q.schedule.level(t)) if t else 0.0
         with torch.enable_grad():  # a walk runs without gradients
-            x, x_0, residual = _seen(self.denoise, self.observation, x_t, t)
+            x, x_0 = _estimate(self.denoise, x_t, t)
+            residual = self.observation.residual(x_0)
             H = _jacobian(residual, x_0, r_squared > 0)
             log_prob = self._log_density(residual, H, r_squared)
             gradient = torch.autograd.grad(log_prob.sum(), x)[0]
@@ -141,58 +146,6 @@ class ObservationLikelihood:
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
         square = white.square().sum((1, 2))
         return -0.5 * square - log_det - 0.5 * m * math.log(2 * math.pi)
-
-
-@dataclass(frozen=True, eq=False)
-class NonlinearDPS:
-    """The published step of DPS for any h: mean − (ζ/‖e‖) ∇‖e‖², e = y − h(x̂_0(x_t)).
-
-    Source: Chung et al. 2023, whose algorithm allows for such maps. For a linear h it is
-    :class:`~ddpm_nb.inverse.guidance.DPS`. Book: [the DPS step](#eq-i8-dps).
-
-    Parameters
-    ----------
-    kernel : ``(x_t, s, t) -> Gaussian`` of the prior alone
-    denoise : the denoiser of the same prior
-    observation : what was observed
-    step : ζ, a positive number
-    """
-
-    kernel: GaussianKernel
-    denoise: Denoiser
-    observation: Observation
-    step: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.step > 0:
-            raise ValueError(f"step = {self.step}: expected a positive number")
-        own = getattr(self.kernel, "q", None)
-        if isinstance(own, GaussianDiffusion):
-            check_process(own, self.denoise)
-
-    def __call__(self, x_t: Tensor, s: int, t: int) -> Gaussian:
-        """Return the law of x_s."""
-        law = self.kernel(x_t, s, t)
-        with torch.enable_grad():
-            x, _, residual = _seen(self.denoise, self.observation, x_t, t)
-            norm = residual.norm(dim=1)  # its gradient at 0 is 0
-            # ∇‖e‖²/‖e‖ = 2 ∇‖e‖
-            gradient = torch.autograd.grad(norm.sum(), x)[0]
-        return Gaussian(law.mean - 2 * self.step * gradient, law.var)
-
-
-def _seen(
-    denoise: Denoiser, observation: Observation, x_t: Tensor, t: Time
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x_t as the start of a graph, x̂_0 and the residual y − h(x̂_0), to be differentiated."""
-    x = x_t.detach().requires_grad_()
-    x_0 = denoise(x, t) if int(t) else x  # clean data stay as they are
-    residual = observation.residual(x_0)
-    if not residual.requires_grad:
-        raise ValueError(
-            "h: expected a map that autograd can follow, got values without a gradient"
-        )
-    return x, x_0, residual
 
 
 def _jacobian(residual: Tensor, x_0: Tensor, wanted: bool) -> Tensor:
