@@ -6,6 +6,7 @@ Two linear equations in x_0 and ε; every conversion between ε, x_0, v and the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from ddpm_nb.registry import Registry
 from ddpm_nb.schedule import Level, NoiseSchedule, Time, refined
 
 __all__ = [
+    "EDM",
     "EPS",
     "PARAMETERIZATIONS",
     "SCORE",
@@ -31,6 +33,7 @@ __all__ = [
     "between_steps",
     "check_process",
     "clipped",
+    "preconditioned",
     "predicted_noise",
     "thresholded",
 ]
@@ -106,8 +109,36 @@ V = Parameterization("v", lambda level: (-level.noise, level.signal))
 SCORE = Parameterization("score", lambda level: (0.0, -1 / level.noise))
 """The score of q(x_t | x_0): y = −ε/√(1−ᾱ)."""
 
+
+def preconditioned(spread: float) -> Parameterization:
+    """Return the target of mean square 1 that is uncorrelated with x_t, for data of standard deviation ``spread``.
+
+    y = (√(1−ᾱ) x_0 − s² √ᾱ ε)/(s √(1−ᾱ + s² ᾱ)) with s = ``spread``. The estimate x̂_0 is then the best linear one,
+    x_t s² √ᾱ/(1−ᾱ + s² ᾱ), plus the network's answer times the error that this one leaves. Source: Karras et al.
+    (2022), their F_θ, whose σ is √((1−ᾱ)/ᾱ). Book: [](#eq-b4-preconditioned). For s = 1 it is −v.
+
+    Raises
+    ------
+    ValueError
+        If ``spread`` is not positive and finite.
+    """
+    if not 0 < spread < math.inf:
+        raise ValueError(
+            f"spread = {spread}: expected the standard deviation of the data, a positive number"
+        )
+
+    def weights(level: Level) -> tuple[Any, Any]:
+        width = (level.noise_var + spread**2 * level.signal**2) ** 0.5
+        return level.noise / (spread * width), -spread * level.signal / width
+
+    return Parameterization("edm", weights)
+
+
+EDM = preconditioned(0.5)
+"""The target of Karras et al. (2022) with their σ_data = 0.5, that of photographs in [−1, 1]."""
+
 PARAMETERIZATIONS: Registry[Parameterization] = Registry(
-    "parameterization", {p.name: p for p in (EPS, X0, V, SCORE)}
+    "parameterization", {p.name: p for p in (EPS, X0, V, EDM, SCORE)}
 )
 """The parameterizations by the names that notebooks and checkpoints use."""
 
@@ -119,7 +150,7 @@ class NetworkDenoiser:
     Parameters
     ----------
     network : ``(x_t, t) -> y`` with ``t`` an integer tensor ``(batch,)``
-    parameterization : EPS, X0, V or SCORE
+    parameterization : EPS, X0, V, EDM or SCORE
     q : the forward process the network was trained with
     label : the class of the images, one for all or int64 ``(batch,)``, for a network ``(x_t, t, label) -> y``
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ __all__ = [
     "Copies",
     "default_device",
     "drawn_on",
+    "emulated",
     "memory_format_for",
     "precision_for",
     "widened",
@@ -53,6 +55,27 @@ def precision_for(device: torch.device) -> str:
         return "no"
     capability = torch.cuda.get_device_capability(device)
     return "bf16" if capability >= (8, 0) else "fp16"
+
+
+def emulated(mixed_precision: str, device: torch.device) -> bool:
+    """Return whether ``device`` lacks instructions for a mixed precision, and so computes in it slowly.
+
+    A CPU multiplies bfloat16 where it has AVX512-BF16 or AMX, and on ARM; NVIDIA's cards from compute capability 8.0
+    on. False where torch does not say.
+    """
+    if mixed_precision == "no":
+        return False
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return mixed_precision == "bf16" and capability < (8, 0)
+    if device.type != "cpu" or platform.machine() not in {"x86_64", "AMD64"}:
+        return False
+    names = {
+        "bf16": ("_is_avx512_bf16_supported", "_is_amx_tile_supported"),
+        "fp16": ("_is_amx_fp16_supported",),
+    }[mixed_precision]
+    answers = [getattr(torch.cpu, name, None) for name in names]
+    return not any(answer is None or answer() for answer in answers)
 
 
 def memory_format_for(device: torch.device) -> torch.memory_format:

@@ -56,7 +56,7 @@ class Model:
     Parameters
     ----------
     network : averaged weights, in eval mode, on the CPU
-    parameterization : EPS, X0, V or SCORE
+    parameterization : EPS, X0, V, EDM or SCORE
     q : the forward process
     event : shape of an image, ``(channels, side, side)``
     dataset : name of the training data

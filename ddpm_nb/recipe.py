@@ -19,9 +19,14 @@ from ddpm_nb.denoiser import PARAMETERIZATIONS, Parameterization
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.nets import NETWORKS, built
 from ddpm_nb.optimizers import OPTIMIZERS
-from ddpm_nb.precision import default_device, memory_format_for, precision_for
+from ddpm_nb.precision import (
+    default_device,
+    emulated,
+    memory_format_for,
+    precision_for,
+)
 from ddpm_nb.pretrained import model_state
-from ddpm_nb.schedule import SCHEDULES
+from ddpm_nb.schedule import SCHEDULES, shifted
 from ddpm_nb.training import (
     Ema,
     Learner,
@@ -73,6 +78,8 @@ class Recipe:
     label_dropout : share of the images whose class it is not told, so that it learns to do without; guidance needs it
     flip : whether half of the images, by chance, are mirrored left to right
     dropout : share of the numbers within the network's blocks that training leaves out
+    schedule_side : side of the images that the schedule was made for; for others its SNR is divided by the square of
+        the ratio, see ``ddpm_nb.schedule.shifted``; 0 for the schedule as it is
     restart : the step, less than ``steps``, at which the plan of the learning rate begins anew with another warm-up,
         after one that ended there; 0 for one plan. A run that was extended twice, or with another learning rate,
         is described by its last part alone: the steps before that are in its checkpoint only
@@ -149,6 +156,10 @@ class Recipe:
         0.0,
         "share of the numbers within the network's blocks that training leaves out, below 1",
     )
+    schedule_side: int = _setting(
+        0,
+        "side of the images that the schedule was made for; it is shifted for larger and smaller ones. 0: as it is",
+    )
     restart: int = _setting(
         0,
         "step at which the plan of the learning rate begins anew, as extend asks; 0 for one plan",
@@ -178,6 +189,7 @@ class Recipe:
             "warmup": 0,
             "T": 2,
             "seed": 0,
+            "schedule_side": 0,
             "restart": 0,
         }
         for name, least in smallest.items():
@@ -197,15 +209,28 @@ class Recipe:
             )
 
     def on(self, device: torch.device) -> Recipe:
-        """Return the recipe with its precision decided for ``device``: what a run and its checkpoint then hold."""
+        """Return the recipe with its precision decided for ``device``: what a run and its checkpoint then hold.
+
+        Warns (``UserWarning``) if it asks for numbers that the device only emulates, some times slower than float32.
+        """
         if self.mixed_precision != "auto":
+            if emulated(self.mixed_precision, device):
+                warnings.warn(
+                    f"mixed_precision = {self.mixed_precision!r}: this {device.type} has no instructions for it and "
+                    "emulates them, which is slow; expected 'no' (float32), or 'auto' to have it chosen",
+                    stacklevel=2,
+                )
             return self
         return replace(self, mixed_precision=precision_for(device))
 
     @property
     def q(self) -> GaussianDiffusion:
         """The forward process."""
-        return GaussianDiffusion(SCHEDULES[self.schedule](self.T))
+        schedule = SCHEDULES[self.schedule](self.T)
+        if self.schedule_side:
+            ratio = card_of(self.dataset).side / self.schedule_side
+            schedule = shifted(schedule, ratio)
+        return GaussianDiffusion(schedule)
 
     @property
     def target(self) -> Parameterization:

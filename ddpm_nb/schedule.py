@@ -30,6 +30,8 @@ __all__ = [
     "cosine_schedule",
     "linear_schedule",
     "log_snr_schedule",
+    "refined",
+    "shifted",
 ]
 
 Time = int | Tensor  # a step for the whole batch, or an integer tensor (batch,)
@@ -331,6 +333,26 @@ def refined(schedule: NoiseSchedule, finer: int) -> NoiseSchedule:
     between = torch.lerp(log_snr[:-1, None], log_snr[1:, None], share).flatten()
     table = torch.nn.functional.logsigmoid(torch.cat([between, log_snr[-1:]]))
     return NoiseSchedule(torch.cat([schedule.log_alpha_bars[:1], table]))
+
+
+def shifted(schedule: NoiseSchedule, factor: float) -> NoiseSchedule:
+    """Return the schedule whose SNR_t is that of the old one over ``factor``², for images ``factor`` times as wide.
+
+    What can be known of the coarse content of an image is then the same at every step as before it was enlarged.
+    Source: Hoogeboom et al. (2023), their shift of log SNR by 2 log(64/side). Book: [](#eq-f2-shift).
+
+    Raises
+    ------
+    ValueError
+        If ``factor`` is not positive and finite.
+    """
+    if not 0 < factor < math.inf:
+        raise ValueError(
+            f"factor = {factor}: expected how many times as wide the images are, a positive number"
+        )
+    log_snr = schedule.level(torch.arange(1, schedule.T + 1)).log_snr
+    table = torch.nn.functional.logsigmoid(log_snr - 2 * math.log(factor))
+    return NoiseSchedule(torch.cat([table.new_zeros(1), table]))
 
 
 SCHEDULES: Registry[Callable[[int], NoiseSchedule]] = Registry(

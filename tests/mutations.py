@@ -33,6 +33,27 @@ class Plant:
 
 PLANTS = (
     Plant(
+        "variance for spread in the preconditioned target",
+        "denoiser",
+        "level.noise_var + spread**2 * level.signal**2",
+        "level.noise_var + spread * level.signal**2",
+        (
+            "test_denoiser::test_the_preconditioned_target_has_mean_square_one_and_no_part_along_x_t",
+            "test_denoiser::test_the_preconditioned_target_is_that_of_karras_et_al",
+        ),
+    ),
+    Plant(
+        "signal shifted by the factor in place of power",
+        "schedule",
+        "log_snr - 2 * math.log(factor)",
+        "log_snr - math.log(factor)",
+        (
+            "test_schedule::test_a_shifted_schedule_has_the_same_coarse_information_for_larger_images",
+            "test_schedule::test_a_block_of_an_enlarged_image_is_known_as_well_as_its_pixel_was",
+            "test_recipe::test_a_schedule_is_shifted_for_the_side_of_the_images",
+        ),
+    ),
+    Plant(
         "cumulative factor in the posterior mean",
         "diffusion",
         "here.signal / before.signal * before.noise_var",

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from ddpm_nb.denoiser import (
+    EDM,
     EPS,
     PARAMETERIZATIONS,
     SCORE,
@@ -16,13 +17,14 @@ from ddpm_nb.denoiser import (
     V,
     check_process,
     clipped,
+    preconditioned,
     predicted_noise,
     thresholded,
 )
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 
-ALL = [EPS, X0, V, SCORE]
+ALL = [EPS, X0, V, EDM, SCORE]
 EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -48,6 +50,42 @@ def test_targets_are_what_their_names_say(q, draw):
     assert_close(SCORE.target(q, x_0, eps, t), -eps / noise, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize("spread", [0.1, 0.5, 1.0, 3.0])
+def test_the_preconditioned_target_has_mean_square_one_and_no_part_along_x_t(q, spread):
+    level = q.schedule.level(torch.arange(1, q.schedule.T + 1))
+    a, b = preconditioned(spread).weights(level)
+    one = torch.ones_like(a)
+    assert_close(a**2 * spread**2 + b**2, one, rtol=1e-13, atol=0)
+    assert (a * spread**2 * level.signal + b * level.noise).abs().max() < 1e-14 * (1 + spread)
+
+
+def test_the_preconditioned_target_is_that_of_karras_et_al(q, draw):
+    spread = 0.7
+    x_0, eps, t, signal, noise, x_t = every_step(q, draw)
+    sigma = noise / signal  # of x_t/√ᾱ = x_0 + σ ε
+    skip = spread**2 / (sigma**2 + spread**2)
+    out = sigma * spread / (sigma**2 + spread**2).sqrt()
+    y = preconditioned(spread).target(q, x_0, eps, t)
+    assert_close(skip * x_t / signal + out * y, x_0, rtol=1e-10, atol=1e-10)
+
+
+def test_for_data_of_spread_one_it_is_minus_the_velocity(q, draw):
+    x_0, eps, t, *_ = every_step(q, draw)
+    assert_close(preconditioned(1.0).target(q, x_0, eps, t), -V.target(q, x_0, eps, t), rtol=1e-13, atol=1e-14)
+
+
+def test_a_network_that_says_zero_gives_the_best_linear_estimate(q, draw):
+    spread, (_, _, t, signal, noise, x_t) = 0.3, every_step(q, draw)
+    found = preconditioned(spread).x_0(q, torch.zeros_like(x_t), x_t, t)
+    assert_close(found, spread**2 * signal / (noise**2 + spread**2 * signal**2) * x_t, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("spread", [0.0, -1.0, math.inf, math.nan])
+def test_a_spread_that_is_none_is_refused(spread):
+    with pytest.raises(ValueError, match=r"spread = .*: expected the standard deviation of the data"):
+        preconditioned(spread)
+
+
 def test_the_score_target_is_the_gradient_of_the_log_marginal(q, draw):
     x_0, eps, t, _, _, x_t = every_step(q, draw)
     x_t.requires_grad_()
@@ -60,8 +98,9 @@ def test_round_trip_at_every_step(q, draw, p):
     x_0, eps, t, signal, noise, x_t = every_step(q, draw)
     y = p.target(q, x_0, eps, t)
     # Noise predictions cannot see x_0 better than rounding / √ᾱ, nor x_0 predictions ε better than rounding / √(1−ᾱ).
-    lost_x_0 = {EPS: 1 / signal, SCORE: 1 / signal, X0: torch.ones_like(signal), V: torch.ones_like(signal)}[p]
-    lost_eps = {EPS: torch.ones_like(noise), SCORE: torch.ones_like(noise), X0: 1 / noise, V: torch.ones_like(noise)}[p]
+    one = torch.ones_like(signal)
+    lost_x_0 = {EPS: 1 / signal, SCORE: 1 / signal, X0: one, V: one, EDM: one}[p]
+    lost_eps = {EPS: one, SCORE: one, X0: 1 / noise, V: one, EDM: 2 * one}[p]
     assert ((p.x_0(q, y, x_t, t) - x_0).abs() < 40 * EPSILON * lost_x_0).all()
     assert ((p.eps(q, y, x_t, t) - eps).abs() < 40 * EPSILON * lost_eps).all()
 
@@ -210,7 +249,7 @@ def test_a_denoiser_of_another_forward_process_is_refused(wrap):
 
 def test_parameterizations_by_name():
     assert [PARAMETERIZATIONS[p.name] for p in ALL] == ALL
-    assert [repr(p) for p in ALL] == ["EPS", "X_0", "V", "SCORE"]
+    assert [repr(p) for p in ALL] == ["EPS", "X_0", "V", "EDM", "SCORE"]
     with pytest.raises(ValueError, match=r"parameterization = 'x0': expected one of .*did you mean 'x_0'"):
         PARAMETERIZATIONS["x0"]
 

@@ -245,3 +245,13 @@ def test_a_chain_that_ends_with_signal_is_said_aloud_and_others_are_not():
             Recipe(schedule="short", T=200)
     finally:
         SCHEDULES.remove("short")
+
+
+def test_a_schedule_is_shifted_for_the_side_of_the_images():
+    plain, same, larger = (Recipe(schedule_side=side).q.schedule for side in (0, 8, 4))
+    t = torch.arange(1, plain.T + 1)
+    assert_close(same.log_alpha_bars, plain.log_alpha_bars, rtol=1e-10, atol=0)
+    # The digits are 8 pixels wide, twice as wide as the schedule was made for.
+    assert_close(larger.level(t).snr, plain.level(t).snr / 4, rtol=1e-10, atol=0)
+    with pytest.raises(ValueError, match="schedule_side = -1"):
+        Recipe(schedule_side=-1)

@@ -10,7 +10,16 @@ from mpmath import mpf
 from torch.testing import assert_close
 
 from ddpm_nb.diffusion import posterior_mean, posterior_var
-from ddpm_nb.schedule import SCHEDULES, Level, NoiseSchedule, added_var, coefficient, cosine_schedule, linear_schedule
+from ddpm_nb.schedule import (
+    SCHEDULES,
+    Level,
+    NoiseSchedule,
+    added_var,
+    coefficient,
+    cosine_schedule,
+    linear_schedule,
+    shifted,
+)
 
 BETAS = st.lists(st.floats(1e-6, 0.999), min_size=1, max_size=12)
 
@@ -259,3 +268,32 @@ def test_coefficient_is_cast_last_and_shaped_for_the_data(draw):
     assert coefficient(1 / 3, x) == 1 / 3  # a float keeps all its digits until it meets the data
     with pytest.raises(ValueError, match=r"t of shape \(3,\): expected \(2,\), one step for each sample"):
         coefficient(value, x[:2])
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0, 32.0])
+def test_a_shifted_schedule_has_the_same_coarse_information_for_larger_images(factor):
+    schedule = cosine_schedule(50)
+    t = torch.arange(1, 51)
+    before, after = schedule.level(t).snr, shifted(schedule, factor).level(t).snr
+    assert_close(after * factor**2, before, rtol=1e-12, atol=0)
+    back = shifted(shifted(schedule, factor), 1 / factor)
+    assert_close(back.log_alpha_bars, schedule.log_alpha_bars, rtol=1e-11, atol=0)
+
+
+def test_a_block_of_an_enlarged_image_is_known_as_well_as_its_pixel_was():
+    # A pixel of variance v, repeated k x k times: the exact posterior variance from its k² noisy copies.
+    v, k, t, schedule = 0.3, 4, 20, cosine_schedule(50)
+    level = shifted(schedule, k).level(t)
+    law = torch.full((k * k, k * k), v, dtype=torch.float64) * level.signal**2
+    gain = v * level.signal * torch.ones(k * k, dtype=torch.float64)
+    noisy = law + level.noise_var * torch.eye(k * k, dtype=torch.float64)
+    found = v - gain @ torch.linalg.solve(noisy, gain)
+    plain = schedule.level(t)
+    expected = v * plain.noise_var / (plain.noise_var + plain.signal**2 * v)
+    assert found.item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("factor", [0.0, -2.0, math.inf, math.nan])
+def test_a_factor_that_is_none_is_refused(factor):
+    with pytest.raises(ValueError, match=r"factor = .*: expected how many times as wide"):
+        shifted(cosine_schedule(10), factor)

@@ -22,8 +22,8 @@ WORDS = re.compile(
     r"\\begin\{array\}\{[lcr]+\}|\\(?:text|textbf|textrm|mathrm|operatorname\*?|begin|end|tag|label|quad|qquad)\s*\{[^{}]*\}"
 )
 GREEK = (
-    "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau|"
-    "upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega|ell|varrho"
+    "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|vartheta|iota|kappa|lambda|mu|nu|xi|pi|rho|sigma|"
+    "varsigma|tau|upsilon|phi|varphi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega|ell|varrho"
 )
 ACCENTS = "hat|bar|tilde|vec|dot|widehat|widetilde|overline|boldsymbol|mathbf|mathcal|mathbb|mathsf"
 LETTER = rf"\\(?:{GREEK})(?![A-Za-z])|(?<![A-Za-z\\])[A-Za-z]"
