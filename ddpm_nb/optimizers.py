@@ -18,7 +18,7 @@ def orthogonalized(matrices: Tensor, iterations: int = 5) -> Tensor:
 
     X ← a X + (b A + c A²) X with A = X Xᵀ, five times, the quintic Newton–Schulz iteration of Jordan et al. (2024),
     whose coefficients take every singular value from 0.01 on into [0.68, 1.13]. On a GPU the products are in bfloat16,
-    on a CPU in the dtype of ``matrices``: many processors only emulate bfloat16, ten times as slowly.
+    on a CPU in the dtype of ``matrices``: many processors only emulate bfloat16.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]

@@ -53,8 +53,7 @@ def precision_for(device: torch.device) -> str:
     """
     if device.type != "cuda":
         return "no"
-    capability = torch.cuda.get_device_capability(device)
-    return "bf16" if capability >= (8, 0) else "fp16"
+    return "fp16" if emulated("bf16", device) else "bf16"
 
 
 def emulated(mixed_precision: str, device: torch.device) -> bool:
