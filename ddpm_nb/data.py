@@ -224,8 +224,13 @@ class PackedFile:
     @property
     def sha256(self) -> str:
         """What the file says that its images and labels are."""
+        return self.about["sha256"]
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What the file says of itself: ``sha256``, ``source``, ``attribution`` and its format."""
         with _opened(self.path) as file:
-            return file.metadata()["sha256"]
+            return dict(file.metadata())
 
     def __call__(self, split: str, root: Root) -> tuple[Tensor, Tensor]:
         """Return images uint8 ``(n, channels, side, side)`` and labels int64 ``(n,)`` of a split."""

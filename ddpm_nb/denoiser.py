@@ -113,7 +113,7 @@ SCORE = Parameterization("score", lambda level: (0.0, -1 / level.noise))
 def preconditioned(spread: float) -> Parameterization:
     """Return the target of mean square 1 that is uncorrelated with x_t, for data of standard deviation ``spread``.
 
-    y = (√(1−ᾱ) x_0 − s² √ᾱ ε)/(s √(1−ᾱ + s² ᾱ)) with s = ``spread``. The estimate x̂_0 is then the best linear one,
+    y = (√(1−ᾱ) x_0 − s² √ᾱ ε)/(s √(1−ᾱ + s² ᾱ)) with s = ``spread``. The estimate x̂_0 is then the best multiple of x_t,
     x_t s² √ᾱ/(1−ᾱ + s² ᾱ), plus the network's answer times the error that this one leaves. Source: Karras et al.
     (2022), their F_θ, whose σ is √((1−ᾱ)/ᾱ). Book: [](#eq-b4-preconditioned). For s = 1 it is −v.
 

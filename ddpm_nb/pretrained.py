@@ -197,7 +197,7 @@ class FeatureSpace:
     accuracy: float
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the features ``(n, f)`` of images ``(n, 1, side, side)`` in [−1, 1]."""
+        """Return the features ``(n, f)`` of images ``(n, channels, side, side)`` in [−1, 1]."""
         with torch.no_grad():
             return self.classifier.features(images)
 
@@ -266,8 +266,10 @@ def load_features(source: str | os.PathLike[str]) -> FeatureSpace:
     """
     parts = ("classifier", "train", "test", "accuracy")
     state = _state(source, _FEATURES, "a feature space", parts)
-    classifier = Classifier()
-    classifier.load_state_dict(state["classifier"])
+    weights = state["classifier"]
+    first, last = weights["body.0.weight"], weights["head.weight"]
+    classifier = Classifier(channels=first.shape[1], classes=last.shape[0])
+    classifier.load_state_dict(weights)
     classifier.eval().requires_grad_(False)
     return FeatureSpace(
         classifier,

@@ -17,14 +17,17 @@ from ddpm_nb.checkpoint import CheckpointError, load_checkpoint
 from ddpm_nb.data import DATASETS, PackedFile, card_of
 from ddpm_nb.denoiser import PARAMETERIZATIONS, Parameterization
 from ddpm_nb.diffusion import GaussianDiffusion
-from ddpm_nb.nets import NETWORKS, built
-from ddpm_nb.optimizers import OPTIMIZERS
-from ddpm_nb.precision import (
+from ddpm_nb.hardware import (
     default_device,
     emulated,
+    fewest_parts,
     memory_format_for,
     precision_for,
+    step_memory,
+    training_room,
 )
+from ddpm_nb.nets import NETWORKS, built
+from ddpm_nb.optimizers import OPTIMIZERS
 from ddpm_nb.pretrained import model_state
 from ddpm_nb.schedule import SCHEDULES, shifted
 from ddpm_nb.training import (
@@ -33,6 +36,7 @@ from ddpm_nb.training import (
     Objective,
     Plan,
     Step,
+    half_life_decay,
     train,
     warmup_rate,
 )
@@ -71,6 +75,8 @@ class Recipe:
     warmup : steps until then
     T : steps of the diffusion
     ema_decay : highest decay of the moving average
+    ema_half_life : images after which the moving average has forgotten half of what it was, whatever the batch, in
+        place of ``ema_decay``, see ``ddpm_nb.training.half_life_decay``; 0 for ``ema_decay``
     mixed_precision : 'no', 'bf16', 'fp16', or 'auto': the fastest that is safe, see :meth:`on`
     compiled : whether torch.compile fuses the network's operations: a minute to start, worth it in long runs on a GPU
     seed : of the first weights and of every draw
@@ -132,6 +138,10 @@ class Recipe:
     ema_decay: float = _setting(
         0.998, "highest decay of the moving average of the weights, below 1"
     )
+    ema_half_life: int = _setting(
+        0,
+        "images after which that average has forgotten half of what it was, in place of the decay; 0: the decay",
+    )
     mixed_precision: str = _setting(
         "auto",
         "numbers to compute in; auto takes the fastest that is safe here, no is float32",
@@ -189,6 +199,7 @@ class Recipe:
             "warmup": 0,
             "T": 2,
             "seed": 0,
+            "ema_half_life": 0,
             "schedule_side": 0,
             "restart": 0,
         }
@@ -311,6 +322,22 @@ class Recipe:
             **options,
         )
 
+    def step_memory(self, images: int) -> int:
+        """Return about how many bytes a step on so many images holds at once, see ``ddpm_nb.hardware``."""
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        event = card_of(self.dataset).event
+        with FakeTensorMode():  # shapes alone: nothing is allocated
+            return step_memory(self.untrained(), event, images)
+
+    def microbatches(self, device: torch.device, processes: int = 1) -> int:
+        """Return into how few parts each process must cut its images of a batch, so that a step fits into memory.
+
+        Warns (``UserWarning``) if not even one image fits.
+        """
+        own = max(1, self.batch_size // processes)
+        return fewest_parts(self.step_memory, own, training_room(device))
+
     def learner(self, device: torch.device | str = "cpu") -> Learner:
         """Return the network on ``device``, its optimizer and its moving average, before the first step."""
         device = torch.device(device)
@@ -318,7 +345,10 @@ class Recipe:
         network = self.untrained().to(device)
         network = network.to(memory_format=layout)  # type: ignore[call-overload]
         optimizer = OPTIMIZERS[self.optimizer](network)
-        return Learner(network, optimizer, Ema(network, self.ema_decay))
+        decay = self.ema_decay
+        if self.ema_half_life:
+            decay = half_life_decay(self.ema_half_life, self.batch_size)
+        return Learner(network, optimizer, Ema(network, decay))
 
     def run(
         self,

@@ -38,6 +38,7 @@ __all__ = [
     "batch_of_step",
     "checkpointed",
     "constant_rate",
+    "half_life_decay",
     "labels_of_step",
     "train",
     "warmup_rate",
@@ -93,6 +94,17 @@ class Ema:
         """Go on from a saved average."""
         self.updates = state["updates"]
         self.network.load_state_dict(state["network"])
+
+
+def half_life_decay(half_life: int, batch_size: int) -> float:
+    """Return the decay d of an average that forgets half of what it was within ``half_life`` images.
+
+    d = 2^(−batch_size / half_life), so runs with other batches average over the same images.
+    Source: Karras et al. (2022), table 7. Book: [](#eq-ema).
+    """
+    whole_number("half_life", half_life, least=1)
+    whole_number("batch_size", batch_size, least=1)
+    return 0.5 ** (batch_size / half_life)
 
 
 def constant_rate(learning_rate: float) -> Callable[[int], float]:

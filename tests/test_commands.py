@@ -23,11 +23,11 @@ from safetensors import safe_open
 from ddpm_nb.__main__ import main, options, script
 from ddpm_nb.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ddpm_nb.commands import train as train_command
-from ddpm_nb.commands.info import step_memory
 from ddpm_nb.commands.sample import chosen_labels, drawn, levels_of
 from ddpm_nb.commands.words import command_line
 from ddpm_nb.denoiser import clipped
 from ddpm_nb.guidance import classifier_free
+from ddpm_nb.hardware import step_memory
 from ddpm_nb.kernels import grid, last, walk
 from ddpm_nb.nets import image_unet
 from ddpm_nb.packing import pack

@@ -41,6 +41,7 @@ LEAVES = {
     "nets",
     "data",
     "checkpoint",
+    "hardware",
     "metrics",
     "optimizers",
     "pictures",

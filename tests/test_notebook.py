@@ -19,8 +19,6 @@ from ddpm_nb.book.notebook import (
 )
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.gaussian import Gaussian
-from ddpm_nb.precision import emulated, precision_for
-from ddpm_nb.recipe import Recipe
 
 CELL = """
 steps: int = 300  # optimization steps
@@ -206,59 +204,6 @@ def test_whole_numbers():
     for value, kind in ((2.0, TypeError), ("2", TypeError), (True, TypeError), (None, TypeError), (-1, ValueError)):
         with pytest.raises(kind, match=f"n = {value!r}: expected a whole number"):
             whole_number("n", value, least=0)
-
-
-@pytest.mark.parametrize(
-    ("kind", "capability", "precision"),
-    [
-        ("cpu", None, "no"),
-        ("mps", None, "no"),
-        ("cuda", (7, 5), "fp16"),
-        ("cuda", (8, 0), "bf16"),
-        ("cuda", (9, 0), "bf16"),
-    ],
-)
-def test_precision_is_what_the_device_computes_fast(monkeypatch, kind, capability, precision):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert precision_for(torch.device(kind)) == precision
-
-
-@pytest.mark.parametrize(
-    ("precision", "kind", "machine", "answer", "slow"),
-    [
-        ("no", "cpu", "x86_64", False, False),
-        ("bf16", "cpu", "x86_64", False, True),
-        ("fp16", "cpu", "x86_64", False, True),
-        ("bf16", "cpu", "x86_64", True, False),
-        ("bf16", "cpu", "arm64", False, False),
-        ("bf16", "cuda", "x86_64", (7, 5), True),
-        ("fp16", "cuda", "x86_64", (7, 5), False),
-        ("bf16", "cuda", "x86_64", (8, 0), False),
-        ("bf16", "mps", "arm64", False, False),
-    ],
-)
-def test_numbers_that_a_device_only_emulates_are_known(monkeypatch, precision, kind, machine, answer, slow):
-    monkeypatch.setattr("platform.machine", lambda: machine)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: answer)
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_amx_fp16_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: answer, raising=False)
-    assert emulated(precision, torch.device(kind)) == slow
-
-
-def test_a_torch_that_does_not_say_what_a_processor_can_is_not_guessed_at(monkeypatch):
-    monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
-    assert not emulated("bf16", torch.device("cpu"))
-
-
-def test_a_recipe_warns_of_numbers_that_its_device_emulates(monkeypatch, recwarn):
-    monkeypatch.setattr("ddpm_nb.recipe.emulated", lambda precision, device: precision == "bf16")
-    with pytest.warns(UserWarning, match="mixed_precision = 'bf16': this cpu has no instructions"):
-        assert Recipe(mixed_precision="bf16").on(torch.device("cpu")).mixed_precision == "bf16"
-    recwarn.clear()
-    assert Recipe().on(torch.device("cpu")).mixed_precision == "no"
-    assert not recwarn
 
 
 def test_a_device_is_described_by_what_its_owner_calls_it(monkeypatch):

@@ -15,10 +15,9 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from torch.testing import assert_close
 
-from ddpm_nb.__main__ import main, options
+from ddpm_nb.__main__ import main
 from ddpm_nb.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from ddpm_nb.data import load_dataset
-from ddpm_nb.precision import memory_format_for
 from ddpm_nb.pretrained import load_model
 from ddpm_nb.recipe import Recipe
 from ddpm_nb.schedule import SCHEDULES, linear_schedule
@@ -209,30 +208,6 @@ def test_the_first_weights_are_a_function_of_the_seed():
     assert any(not torch.equal(a, b) for a, b in zip(same[0].values(), same[2].values()))
 
 
-def test_precision_is_decided_once_for_notebook_and_command_line(monkeypatch):
-    cuda = torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert Recipe().on(cuda).mixed_precision == "bf16"
-    assert Recipe(mixed_precision="fp16").on(cuda).mixed_precision == "fp16"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert Recipe().on(cuda).mixed_precision == "fp16"
-    assert Recipe().on(torch.device("cpu")).mixed_precision == Recipe().on(torch.device("mps")).mixed_precision == "no"
-    assert memory_format_for(cuda) == torch.channels_last
-    assert memory_format_for(torch.device("cpu")) == torch.contiguous_format
-    assert options().parse_args(["train", "--compiled"]).compiled
-
-
-def test_channels_last_changes_the_layout_and_not_the_answer():
-    network = Recipe().untrained()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.05)
-    x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 900])
-    plain = network(x, t)
-    network = network.to(memory_format=memory_format_for(torch.device("cuda")))
-    assert_close(network(x, t), plain, rtol=1e-4, atol=1e-4)
-
-
 def test_a_chain_that_ends_with_signal_is_said_aloud_and_others_are_not():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -255,3 +230,13 @@ def test_a_schedule_is_shifted_for_the_side_of_the_images():
     assert_close(larger.level(t).snr, plain.level(t).snr / 4, rtol=1e-10, atol=0)
     with pytest.raises(ValueError, match="schedule_side = -1"):
         Recipe(schedule_side=-1)
+
+
+def test_a_half_life_of_the_average_takes_the_place_of_its_decay():
+    decays = [
+        Recipe(ema_decay=0.9, ema_half_life=half_life, batch_size=batch).learner().ema.decay
+        for half_life, batch in ((0, 64), (64, 64), (128, 64), (128, 128))
+    ]
+    assert_close(decays, [0.9, 0.5, 0.5**0.5, 0.5], rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="ema_half_life = -1"):
+        Recipe(ema_half_life=-1)

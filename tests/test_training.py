@@ -13,7 +13,7 @@ from ddpm_nb.denoiser import EPS, X0, NetworkDenoiser, V
 from ddpm_nb.diffusion import GaussianDiffusion
 from ddpm_nb.nets import MLP
 from ddpm_nb.schedule import linear_schedule
-from ddpm_nb.training import Ema, Objective, Plan, batch_of_step, constant_rate, train, warmup_rate
+from ddpm_nb.training import Ema, Objective, Plan, batch_of_step, constant_rate, half_life_decay, train, warmup_rate
 
 T = 20
 
@@ -255,6 +255,18 @@ def test_ema_is_the_weighted_sum_of_its_history():
     for k in range(15):
         expected = expected + (1 - decays[k]) * math.prod(decays[k + 1 :]) * history[k + 1]
     assert torch.allclose(ema.network.weight.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("half_life", "batch_size"), [(64, 64), (640, 64), (640, 160)])
+def test_an_average_forgets_half_within_its_half_life(half_life, batch_size):
+    network = nn.Linear(1, 1).requires_grad_(False)
+    ema = Ema(network, half_life_decay(half_life, batch_size))
+    ema.updates = 10**6  # far beyond the phase in which the decay is held down
+    before = ema.network.weight.clone()
+    network.weight.add_(1.0)
+    for _ in range(half_life // batch_size):
+        ema.update(network)
+    torch.testing.assert_close(ema.network.weight, before + 0.5, rtol=0, atol=1e-6)
 
 
 def test_ema_is_a_copy_that_is_never_trained():

@@ -5,6 +5,8 @@
     python book/tools/pretrain.py export CHECKPOINT --name fashion_mnist --minutes 70
     python book/tools/pretrain.py card fashion_mnist --root FOLDER
 
+A data set is a name, or a file that ``ddpm-nb pack`` wrote, in the folder where this runs.
+
 Each step reads what the one before it wrote: ``export`` begins a card with the recipe of the run, ``card`` measures the
 shipped file and adds how good it is.
 """
@@ -31,7 +33,7 @@ from ddpm_nb.book import plots
 from ddpm_nb.bound import fixed_variance
 from ddpm_nb.checkpoint import load_checkpoint
 from ddpm_nb.commands.sample import drawn
-from ddpm_nb.data import DATASETS, load_dataset, load_labels
+from ddpm_nb.data import card_of, load_dataset, load_labels
 from ddpm_nb.denoiser import clipped
 from ddpm_nb.evaluation import bits_of_images, weights_digest
 from ddpm_nb.exact import CorrelatedGaussian
@@ -54,7 +56,7 @@ def make_features(dataset: str, root: str | None, epochs: int, seed: int) -> Non
         found = {name: classifier.features(part) for name, part in (("train", images), ("test", test))}
         accuracy = classifier.head(found["test"]).argmax(1).eq(truth).double().mean().item()
     space = FeatureSpace(classifier, Moments.of(found["train"]), Moments.of(found["test"]), accuracy)
-    path = export_features(space, WEIGHTS / "features" / f"{dataset}.safetensors")
+    path = export_features(space, WEIGHTS / "features" / f"{Path(dataset).stem}.safetensors")
     print(f"{path}: {accuracy:.1%} of the test set right")
 
 
@@ -71,6 +73,13 @@ def draw(model: Model, count: int, steps: int, seed: int) -> Tensor:
     """Draw ``count`` images by DDIM with clipped estimates, of all classes in turn where there are classes."""
     labels = torch.arange(count) % len(model.classes) if model.classes else None
     return drawn(model, count, steps=steps, seed=seed, labels=labels)
+
+
+def sheet(model: Model) -> Tensor:
+    """Draw rows of 16 images, one row for each class, or ten rows."""
+    rows = len(model.classes) or 10
+    labels = torch.arange(rows).repeat_interleave(16) if model.classes else None
+    return drawn(model, 16 * rows, steps=50, seed=0, labels=labels)
 
 
 def on_grey_levels(images: Tensor, levels: int) -> Tensor:
@@ -135,8 +144,8 @@ def make_card(name: str, root: str | None, count: int, seeds: int, draws: int) -
     made = json.loads((WEIGHTS / f"{name}.json").read_text())
     recipe = {**asdict(Recipe()), **made["recipe"]}
     dataset = recipe["dataset"]
-    data = DATASETS[dataset]
-    model, space, path = load_model(name), load_features(dataset), WEIGHTS / f"{name}.safetensors"
+    data = card_of(dataset)
+    model, space, path = load_model(name), load_features(Path(dataset).stem), WEIGHTS / f"{name}.safetensors"
     train, test = load_dataset(dataset, root), load_dataset(dataset, root, split="test")
     near = nearest_neighbours(test, train)[0].quantile(0.01).item()
     kept = ROOT / "checkpoints" / "bits" / f"{name}.safetensors"
@@ -150,7 +159,9 @@ def make_card(name: str, root: str | None, count: int, seeds: int, draws: int) -
     sets_of = {steps: [draw(model, count, steps, seed) for seed in range(seeds)] for steps in (20, 50)}
     card = {
         "dataset": dataset,
+        "event": list(model.event),
         "md5": getattr(data.load, "md5", {}),
+        "packed": getattr(data.load, "about", {}),
         **{key: made[key] for key in ("command", "minutes", "trained_on")},
         "recipe": recipe,
         "hardware": hardware(),
@@ -178,8 +189,8 @@ def make_card(name: str, root: str | None, count: int, seeds: int, draws: int) -
     }
     (WEIGHTS / f"{name}.json").write_text(json.dumps(card, indent=1) + "\n")
     plots.use_style()
-    figure, axes = plt.subplots(figsize=(7.2, 4.5))
-    plots.draw_images(axes, draw(model, 160, 50, seed=0), columns=16)
+    figure, axes = plt.subplots(figsize=(7.2, 0.45 * (len(model.classes) or 10)))
+    plots.draw_images(axes, sheet(model), columns=16)
     figure.savefig(ROOT / "book" / "images" / f"{name}.png", dpi=120)
 
 
@@ -188,7 +199,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     steps = parser.add_subparsers(dest="step", required=True)
     features = steps.add_parser("features")
-    features.add_argument("dataset", choices=DATASETS)
+    features.add_argument("dataset")
     features.add_argument("--root")
     features.add_argument("--epochs", type=int, default=6)
     features.add_argument("--seed", type=int, default=0)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import equations
 import nbformat
@@ -107,6 +108,18 @@ def _with_error(value: dict[str, float], digits: int = 2) -> str:
     return f"{value['mean']:.{digits}f} ± {value['error']:.{digits}f}"
 
 
+def data_of(card: dict[str, Any]) -> str:
+    """Return what the card of a model says of its data: checksums, and to whom the pictures are owed."""
+    if packed := card.get("packed"):
+        side = card["event"][1]
+        return (
+            f"{packed['attribution']}, as `ddpm-nb pack {packed['source']} --side {side}` draws them: SHA-256 of pixels "
+            f"and labels `{packed['sha256']}`"
+        )
+    images = [f"{name}: `{md5}`" for name, md5 in card["md5"].items() if "images" in name]
+    return ", ".join(images) or "comes with scikit-learn"
+
+
 def models() -> str:
     """Return the cards of the shipped models as MyST: how each was made, and how good it is."""
     from ddpm_nb import pretrained
@@ -119,8 +132,7 @@ def models() -> str:
             "file": f"`ddpm_nb/weights/{path.stem}.safetensors`, {card['bytes'] / 1e6:.1f} MB, weights as float16",
             "SHA-256": f"`{card['sha256']}`",
             "command": f"`{card['command']}`",
-            "data": ", ".join(f"{name}: `{md5}`" for name, md5 in card["md5"].items() if "images" in name)
-            or "comes with scikit-learn",
+            "data": data_of(card),
             "wall time": f"{card['minutes']:.0f} min",
             "hardware": card["trained_on"],
             "size": f"{card['parameters']:,} parameters, {card['flops'] / 1e6:.0f} million operations an image",
@@ -147,14 +159,14 @@ def models() -> str:
         shares = (f"{apart[kind][0]:.1%} ± {apart[kind][1]:.1%}" for kind in ("model", "real"))
         rows += [
             "",
-            "Told apart from real training images: {} for the model's samples in 50 steps, rounded to the grey levels of the data, {} for test images; ".format(
+            "Told apart from real training images: {} for the model's samples in 50 steps, rounded to the levels of the data, {} for test images; ".format(
                 *shares
             )
             + f"{apart['images']} samples; the error is that of a share of independent images.",
         ]
         rows += [
             "",
-            f"![A hundred and sixty samples of the {path.stem} model in ten rows](images/{path.stem}.png)",
+            f"![Samples of the {path.stem} model, in rows of sixteen](images/{path.stem}.png)",
         ]
         pages.append("\n".join(rows))
     return "\n\n".join(pages) + "\n"

@@ -27,8 +27,8 @@ from ddpm_nb.data import (
 )
 from ddpm_nb.denoiser import between_steps, clipped
 from ddpm_nb.evaluation import Bits, bits_of_images, weights_digest
+from ddpm_nb.hardware import default_device
 from ddpm_nb.kernels import grid
-from ddpm_nb.precision import default_device
 from ddpm_nb.pretrained import (
     FeatureSpace,
     Model,

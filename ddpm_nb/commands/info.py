@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ddpm_nb import pretrained
@@ -22,14 +21,14 @@ from ddpm_nb.commands.words import (
     recipe_in,
 )
 from ddpm_nb.data import DATASETS
+from ddpm_nb.hardware import step_memory
 from ddpm_nb.nets import NETWORKS, flops_per_image
 from ddpm_nb.pretrained import SHIPPED, load_model
 from ddpm_nb.recipe import Recipe
 
-__all__ = ["add", "step_memory"]
+__all__ = ["add"]
 
 _WEIGHTS = Path(pretrained.__file__).parent / "weights"
-_COPIES = 5  # weights, gradients, two averages of AdamW, moving average
 
 
 def add(parser: Parser) -> None:
@@ -139,30 +138,6 @@ def _card(name: str) -> dict[str, Any]:
 
 def _named(recipe: Recipe | None) -> str:
     return "" if recipe is None else f"{recipe.schedule}, "
-
-
-def step_memory(
-    network: nn.Module, event: tuple[int, ...], batch_size: int
-) -> int:
-    """Return about how many bytes a training step in float32 holds at once, counted without doing it.
-
-    Five copies of the weights, and what the network keeps of each layer for its gradient. To be called where tensors
-    are only pretended, see ``torch._subclasses.FakeTensorMode``; kernels may take some more.
-    """
-    kept: dict[int, Any] = {}  # the storages stay alive, so that ids differ
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept.setdefault(storage._cdata, storage)
-        return tensor
-
-    weights = {p.untyped_storage()._cdata for p in network.parameters()}
-    x_t = torch.zeros(batch_size, *event)
-    t = torch.ones(batch_size, dtype=torch.long)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        network(x_t, t)
-    layers = sum(s.nbytes() for key, s in kept.items() if key not in weights)
-    return layers + _COPIES * 4 * _parameters(network)
 
 
 def _cost(given: argparse.Namespace) -> None:

@@ -17,9 +17,9 @@ from ddpm_nb.aside import aside
 from ddpm_nb.commands.words import Parser, check_free
 from ddpm_nb.denoiser import Denoiser, clipped
 from ddpm_nb.guidance import classifier_free
+from ddpm_nb.hardware import default_device
 from ddpm_nb.kernels import GRIDS, walk
 from ddpm_nb.pictures import picture
-from ddpm_nb.precision import default_device
 from ddpm_nb.pretrained import Model, load_model
 from ddpm_nb.solvers import SAMPLERS
 

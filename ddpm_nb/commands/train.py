@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import signal
 import threading
@@ -32,8 +33,8 @@ from ddpm_nb.commands.words import (
     settings,
 )
 from ddpm_nb.data import card_of, load_pixels
+from ddpm_nb.hardware import default_device
 from ddpm_nb.pictures import picture
-from ddpm_nb.precision import default_device
 from ddpm_nb.pretrained import Model
 from ddpm_nb.recipe import Recipe
 from ddpm_nb.training import Learner, checkpointed
@@ -89,8 +90,10 @@ def run_options(parser: Parser) -> None:
     )
     parser.option(
         "--microbatches",
-        1,
-        "parts that a batch is cut into where it does not fit into memory",
+        None,
+        "parts that each process cuts its images of a step into",
+        shown="as few as the device's memory allows",
+        type=int,
     )
     parser.option(
         "--sheet-every",
@@ -118,7 +121,8 @@ def run_options(parser: Parser) -> None:
 def check_run(given: argparse.Namespace) -> None:
     """Refuse a wrong number or name among :func:`run_options`, before any work."""
     whole_number("save-every", given.save_every, least=1)
-    whole_number("microbatches", given.microbatches, least=1)
+    if given.microbatches is not None:
+        whole_number("microbatches", given.microbatches, least=1)
     whole_number("sheet-every", given.sheet_every, least=0)
     if given.log is not None:
         check_name(given.log)
@@ -174,8 +178,11 @@ def trained(
     images, labels = load_pixels(recipe.dataset, given.root)
     if images.is_floating_point():
         images = images.to(accelerator.device)
-    say = accelerator.print
-    for line in _chosen(recipe, learner, images, path, accelerator):
+    say, parts = accelerator.print, given.microbatches
+    if parts is None:
+        device, processes = accelerator.device, accelerator.num_processes
+        parts = recipe.microbatches(device, processes)
+    for line in _chosen(recipe, learner, images, path, accelerator, parts):
         say(line)
     begin, is_main = len(learner.losses), accelerator.is_main_process
     if begin == recipe.steps:
@@ -187,7 +194,7 @@ def trained(
         )
     if given.log_with is not None:
         accelerator.init_trackers(path.stem)
-    run = recipe.run(learner, images, accelerator, given.microbatches, labels)
+    run = recipe.run(learner, images, accelerator, parts, labels)
     if is_main:
         run = checkpointed(
             run, path, given.save_every, lambda: recipe.state(learner)
@@ -268,6 +275,7 @@ def _chosen(
     images: Tensor,
     path: Path,
     accelerator: Accelerator,
+    parts: int,
 ) -> list[str]:
     """Return what a run chose, in three lines."""
     card, begin = card_of(recipe.dataset), len(learner.losses)
@@ -279,12 +287,16 @@ def _chosen(
     told = "told to the network" if recipe.conditional else "not told"
     few = len(card.classes) > 1
     classes = f"{len(card.classes)} classes ({told})" if few else "no classes"
+    images_at_once = -(-recipe.batch_size // accelerator.num_processes // parts)
+    held = math.ceil(recipe.step_memory(images_at_once) / 2**20)
+    cut = f", each in {parts} parts" if parts > 1 else ""
     return [
         f"{accelerator.device}, {accelerator.num_processes} process(es), {numbers}, {compiled}; {recipe.network} of "
         f"{parameters:,} parameters",
         f"{len(images):,} images of {recipe.dataset}, {card.side} x {card.side} pixels, {card.channels} channel(s), "
         f"{classes}",
-        f"from step {begin} to {recipe.steps} in batches of {recipe.batch_size}, checkpoint {path}",
+        f"from step {begin} to {recipe.steps} in batches of {recipe.batch_size}{cut}, about {held:,} MiB for a step, "
+        f"checkpoint {path}",
     ]
 
 

@@ -33,10 +33,10 @@ from torch import Tensor, nn
 from ddpm_nb.data import load_dataset
 from ddpm_nb.denoiser import EPS, NetworkDenoiser, Parameterization, V, clipped, preconditioned
 from ddpm_nb.diffusion import GaussianDiffusion
+from ddpm_nb.hardware import emulated
 from ddpm_nb.metrics import Moments
 from ddpm_nb.nets import image_unet, time_embedding
 from ddpm_nb.optimizers import OPTIMIZERS
-from ddpm_nb.precision import emulated
 from ddpm_nb.pretrained import load_features
 from ddpm_nb.sampling import DDIM, grid, last, walk
 from ddpm_nb.schedule import cosine_schedule, linear_schedule
