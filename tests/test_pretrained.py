@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,24 @@ def test_what_is_not_a_model_or_a_feature_space_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="does not match its SHA-256"):
         load_model(damaged)
     assert load_checkpoint(WEIGHTS / "digits.safetensors")["step"] == load_model("digits").step
+
+
+def test_the_colour_model_draws_each_class_in_its_colours():
+    model, space = load_model("openmoji"), load_features("openmoji")
+    assert (model.event, len(model.classes)) == ((3, 32, 32), 6)
+    card = json.loads((WEIGHTS / "openmoji.json").read_text())
+    path = WEIGHTS / "openmoji.safetensors"
+    assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert card["bytes"] == path.stat().st_size < 5_000_000
+    assert "CC BY-SA 4.0" in card["packed"]["attribution"]
+    assert card["recipe"]["steps"] == model.step
+    labels = torch.arange(6).repeat_interleave(8)
+    noise = torch.randn(48, *model.event, generator=torch.Generator().manual_seed(0))
+    images = last(walk(DDIM(model.q, clipped(model.given(labels))), noise, grid(model.q.schedule.T, 10))).x
+    told = space.classifier(images).argmax(1)
+    right = (told == labels).double().mean().item()
+    # By chance one in six; the classifier is right on 84 % of the test set.
+    assert right > 1 / 6 + 5 * math.sqrt(5 / 36 / 48)
+    assert images.std(1).mean() > 0.05  # not grey
+    faces = images[labels == 0]
+    assert faces[:, :2].mean() > faces[:, 2].mean() + 0.1  # yellow
